@@ -1,1 +1,3 @@
+//! Does a guest agree? The guest tests.
+
 fn main() {}

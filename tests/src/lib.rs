@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The testbed: everything that is needed to boot a guest with the built `nixvmm` on any Debian machine,
+//! and to see whether the guest agrees. `tests/it` holds the tests, `cargo demo` the demonstration.
+
+pub mod archive;
+pub mod cache;
+pub mod emulated_host;
+pub mod kernel;
+pub mod packages;
+pub mod tiny_guest;
+pub mod tool;

@@ -1,0 +1,163 @@
+//! Which Debian packages are needed, and how do they get here? Programs are installed; what a guest
+//! consists of is downloaded and unpacked into the cache without touching this machine.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cache::Cache;
+use crate::tool::{self, progress};
+
+/// A program the testbed runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Program {
+    /// Runs the emulated host.
+    Qemu,
+    /// Shares this machine's file system with the emulated host.
+    Virtiofsd,
+    /// Makes the tree of a guest.
+    Mmdebstrap,
+    /// Makes erofs store images.
+    MakeErofs,
+    /// Makes squashfs store images.
+    MakeSquashfs,
+    /// Makes ext4 volumes.
+    MakeExt4,
+}
+
+impl Program {
+    /// Its name as a command.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu-system-x86_64",
+            Self::Virtiofsd => "virtiofsd",
+            Self::Mmdebstrap => "mmdebstrap",
+            Self::MakeErofs => "mkfs.erofs",
+            Self::MakeSquashfs => "mksquashfs",
+            Self::MakeExt4 => "mke2fs",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu-system-x86",
+            // Until bookworm QEMU brought its own, later it is a project of its own.
+            Self::Virtiofsd if codename() == "bookworm" => "qemu-system-common",
+            Self::Virtiofsd => "virtiofsd",
+            Self::Mmdebstrap => "mmdebstrap",
+            Self::MakeErofs => "erofs-utils",
+            Self::MakeSquashfs => "squashfs-tools",
+            Self::MakeExt4 => "e2fsprogs",
+        }
+    }
+}
+
+/// Makes sure that `programs` are installed, installing the packages of those that are missing.
+///
+/// # Errors
+/// When one is missing and cannot be installed: the error has the command that would.
+pub fn require(programs: &[Program]) -> Result<()> {
+    let missing = |program: &&Program| tool::find(program.name()).is_none();
+    let packages: BTreeSet<&str> =
+        programs.iter().filter(missing).map(|program| program.package()).collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+
+    let list = packages.into_iter().collect::<Vec<_>>().join(" ");
+    let remedy = format!("apt-get update && apt-get install --no-install-recommends {list}");
+    ensure!(
+        tool::find("apt-get").is_some(),
+        "these Debian packages are missing, and this machine has no apt-get: {list}"
+    );
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "these Debian packages are missing; as root, run: {remedy}"
+    );
+    progress(&format!("installing Debian packages: {list}"));
+    let install = || {
+        let mut command = apt_get();
+        command.args(["install", "--yes", "--quiet", "--no-install-recommends"]);
+        tool::finish(command.args(list.split(' ')))
+    };
+    if install().is_err() {
+        update()?;
+        install().with_context(|| format!("try it by hand: {remedy}"))?;
+    }
+    match programs.iter().find(missing) {
+        None => Ok(()),
+        Some(program) => bail!("{list} is installed, but there is no {}", program.name()),
+    }
+}
+
+/// The files of Debian package `name` (for a package that only names others: of the first it depends
+/// on), unpacked into the cache. This machine's own packages stay as they are.
+///
+/// # Errors
+/// When apt does not know it or cannot fetch it.
+pub fn unpacked(cache: &Cache, name: &str) -> Result<PathBuf> {
+    cache.entry(&format!("package-{name}"), &[codename().as_bytes(), b"1"], |folder| {
+        progress(&format!("fetching the Debian package {name}"));
+        if fetch(name, folder).is_err() {
+            update()?;
+            fetch(name, folder).with_context(|| {
+                format!("try `apt-get update` as root, then `apt-get download {name}`")
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// Debian's statically linked busybox, which may not be installed beside another one.
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn busybox(cache: &Cache) -> Result<PathBuf> {
+    let tree = unpacked(cache, "busybox-static")?;
+    let places = ["usr/bin/busybox", "bin/busybox"].map(|place| tree.join(place));
+    places.into_iter().find(|path| path.is_file()).context("busybox-static has no busybox")
+}
+
+/// The name of this machine's Debian release, such as `bookworm`.
+pub fn codename() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let line = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    line.unwrap_or("stable").trim_matches('"').to_owned()
+}
+
+fn fetch(name: &str, folder: &Path) -> Result<()> {
+    let target = concrete(name)?;
+    let work = tempfile::tempdir_in(folder)?;
+    tool::finish(apt_get().args(["download", "--quiet", &target]).current_dir(work.path()))?;
+    let archive = fs::read_dir(work.path())?.next().context("apt-get downloaded nothing")??;
+    tool::run("dpkg-deb", [Path::new("--extract"), &archive.path(), folder])?;
+    Ok(())
+}
+
+/// `name`, or the package behind it when it is a mere reference (as linux-image-cloud-amd64 is).
+fn concrete(name: &str) -> Result<String> {
+    if !name.starts_with("linux-image-") {
+        return Ok(name.to_owned());
+    }
+    let depends = String::from_utf8(tool::run("apt-cache", ["depends", name])?)?;
+    let first = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    first.map(str::to_owned).with_context(|| format!("{name} depends on no kernel"))
+}
+
+fn update() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the lists of Debian packages may be old or missing; as root, run: apt-get update"
+    );
+    progress("fetching the lists of Debian packages");
+    tool::finish(apt_get().args(["update", "--quiet"])).map(drop)
+}
+
+fn apt_get() -> Command {
+    let mut command = tool::command("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}

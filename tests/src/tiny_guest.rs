@@ -1,0 +1,49 @@
+//! What is the smallest guest that answers? A kernel and an initramfs with busybox, modules and the
+//! agent: it is up in seconds even in an emulated host, and most tests need no more.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::archive::Archive;
+use crate::cache::Cache;
+use crate::kernel::Kernel;
+use crate::packages;
+
+/// The test agent, which the larger guest has as well.
+pub const AGENT: &str = include_str!("../../resources/guest/agent.sh");
+
+const INIT: &str = include_str!("../../resources/guest/tiny-init.sh");
+
+/// The modules of guests: every device a test boots with, and the file systems of its disks.
+pub const MODULES: [&str; 9] = [
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_rng",
+    "erofs",
+    "squashfs",
+    "overlay",
+    "autofs4",
+];
+
+/// The initramfs of the tiny guest for `kernel`.
+///
+/// # Errors
+/// When busybox cannot be fetched or a module cannot be read.
+pub fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    let busybox = packages::busybox(cache)?;
+    let modules = MODULES.concat();
+    let inputs = [&kernel.release, INIT, AGENT, &modules].map(str::as_bytes);
+    let folder = cache.entry("tiny-guest", &inputs, |folder| {
+        let mut archive = Archive::new();
+        archive.busybox(&busybox)?;
+        archive.program("bin/agent", AGENT.as_bytes());
+        archive.program("init", INIT.as_bytes());
+        kernel.install_modules(&mut archive, &MODULES, &[])?;
+        Ok(fs::write(folder.join("initramfs"), archive.finish())?)
+    })?;
+    Ok(folder.join("initramfs"))
+}

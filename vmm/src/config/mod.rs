@@ -1,0 +1,238 @@
+//! What a machine is, as plain data.
+//!
+//! The command line and `--config` files are two ways to write the same [`Config`]. In JSON every
+//! key is in kebab-case and has the name of its flag; unknown keys are refused. A key that is left
+//! out has the default that is documented here, and nowhere else.
+
+mod byte_size;
+mod console;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use byte_size::{ByteSize, ByteSizeError};
+pub use console::Console;
+
+/// One machine: everything that `nixvmm run` needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// The kernel: a bzImage or an ELF vmlinux. Needed; empty means that none was given.
+    pub kernel: PathBuf,
+    /// The initial RAM disk. Default: none.
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line. Default: empty.
+    pub cmdline: String,
+    /// How the kernel is entered. Default: `auto`.
+    pub boot_protocol: BootProtocol,
+    /// A read-only file system image that becomes the first disk. Default: none.
+    pub root: Option<PathBuf>,
+    /// Further disks, in the order in which the guest finds them. Default: none.
+    pub disks: Vec<Disk>,
+    /// Number of virtual processors. Default: 1.
+    pub cpus: u32,
+    /// RAM of the guest.
+    pub memory: Memory,
+    /// Where the guest's virtio console (hvc0) goes. Default: `stdio`.
+    pub console: Console,
+    /// Where the guest's 16550 serial port (ttyS0) goes. Default: `off`.
+    pub serial: Console,
+    /// Whether there is a virtio entropy device. Default: yes.
+    pub rng: bool,
+    /// The bus of the virtio devices. Default: `pci`.
+    pub transport: Transport,
+    /// What SMBIOS tables say about the machine.
+    pub smbios: Smbios,
+    /// What a reboot by the guest does. Default: `restart`.
+    pub on_reboot: OnReboot,
+    /// Seconds from the power button to the hard end. Default: 80, so that a unit whose
+    /// TimeoutStopSec is systemd's 90 seconds ends with our status and not by SIGKILL.
+    pub shutdown_timeout: u32,
+    /// Whether every thread is confined by seccomp, landlock and empty capabilities. Default: yes.
+    pub sandbox: bool,
+    /// Whether standard error tells where start-up time went. Default: no.
+    pub timing: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: PathBuf::new(),
+            initrd: None,
+            cmdline: String::new(),
+            boot_protocol: BootProtocol::Auto,
+            root: None,
+            disks: Vec::new(),
+            cpus: 1,
+            memory: Memory::default(),
+            console: Console::Stdio,
+            serial: Console::Off,
+            rng: true,
+            transport: Transport::Pci,
+            smbios: Smbios::default(),
+            on_reboot: OnReboot::Restart,
+            shutdown_timeout: 80,
+            sandbox: true,
+            timing: false,
+        }
+    }
+}
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootProtocol {
+    /// What suits the kernel's format: PVH for an ELF that has its note, else the Linux protocol.
+    #[default]
+    Auto,
+    /// The 64-bit entry of the Linux boot protocol.
+    Linux,
+    /// The PVH entry that an ELF note names.
+    Pvh,
+}
+
+/// One disk: a raw image or a block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Disk {
+    /// The image or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read. Default: no.
+    #[serde(default)]
+    pub readonly: bool,
+    /// What the guest reads by GET_ID, at most 20 bytes; `/dev/disk/by-id/virtio-SERIAL` in the
+    /// guest. Default: none.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// Whether the host's page cache is bypassed (O_DIRECT). Default: no.
+    #[serde(default)]
+    pub direct: bool,
+    /// How the host reads and writes. Default: `auto`.
+    #[serde(default)]
+    pub engine: Engine,
+}
+
+impl Disk {
+    /// The disk at `path` with every default.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            readonly: false,
+            serial: None,
+            direct: false,
+            engine: Engine::Auto,
+        }
+    }
+}
+
+/// How the host reads and writes a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// io_uring where the kernel has it, else `sync`.
+    #[default]
+    Auto,
+    /// io_uring.
+    Uring,
+    /// preadv and pwritev on the disk's thread.
+    Sync,
+}
+
+/// RAM of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Memory {
+    /// How much. Default: 512M.
+    pub size: ByteSize,
+    /// Whether it is one sealed memfd that other processes may map. Default: no.
+    pub shared: bool,
+    /// The size of the huge pages that back it. Default: none, transparent huge pages.
+    pub hugepages: Option<HugePages>,
+    /// Whether the host sets it aside before the guest starts. Default: no.
+    pub prealloc: bool,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { size: ByteSize(512 << 20), shared: false, hugepages: None, prealloc: false }
+    }
+}
+
+/// The size of huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePages {
+    /// 2 MiB.
+    #[serde(rename = "2M")]
+    Size2M,
+    /// 1 GiB.
+    #[serde(rename = "1G")]
+    Size1G,
+}
+
+impl HugePages {
+    /// Bytes of one page.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Size2M => 2 << 20,
+            Self::Size1G => 1 << 30,
+        }
+    }
+}
+
+/// The bus of the virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// virtio-pci with message-signalled interrupts.
+    #[default]
+    Pci,
+    /// virtio-mmio, for kernels without PCI and for the smallest boot.
+    Mmio,
+}
+
+/// What SMBIOS tables say about the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Smbios {
+    /// System UUID (type 1). Default: none.
+    pub uuid: Option<Uuid>,
+    /// OEM strings (type 11), for example `io.systemd.credential:NAME=VALUE`. Default: none.
+    pub oem_strings: Vec<String>,
+}
+
+/// What a reboot by the guest does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReboot {
+    /// The guest starts again in the same process.
+    #[default]
+    Restart,
+    /// The process ends with the status of a reboot.
+    Exit,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn an_empty_object_is_the_default_and_unknown_keys_are_refused() {
+        assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), Config::default());
+        for text in [
+            r#"{"kernl": "k"}"#,
+            r#"{"memory": {"sise": "1G"}}"#,
+            r#"{"disks": [{"path": "d", "read-only": true}]}"#,
+            r#"{"console": {"kind": "stdio", "path": "x"}}"#,
+        ] {
+            let error = serde_json::from_str::<Config>(text).unwrap_err().to_string();
+            assert!(
+                error.contains("unknown field") || error.contains("takes no"),
+                "{text}: {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The host side of devices: knows files, never virtio.

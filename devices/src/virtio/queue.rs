@@ -1,0 +1,363 @@
+//! The split virtqueue, device side (virtio 1.3, section 2.7).
+//!
+//! What a driver configures is a [`QueueConfig`]; what a worker runs is a [`Queue`], made from it once
+//! at `DRIVER_OK`. Ring addresses are resolved then to host memory of a validated length, and every
+//! access is bounded by it, so nothing a guest does later can move or stretch them.
+
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use arch::memory::{GuestAddress, GuestMemory, GuestSlice, NotRam};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::chain::Chain;
+use super::device::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, QueueSetup};
+use crate::event::Event;
+use crate::interrupt::Interrupt;
+
+/// Largest size of a split queue in descriptors (virtio 1.3, section 2.7).
+pub const QUEUE_SIZE_MAX: u16 = 32768;
+
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
+const AVAIL_INDEX: usize = 2;
+const AVAIL_RING: usize = 4;
+const USED_INDEX: usize = 2;
+const USED_RING: usize = 4;
+const USED_ELEMENT_SIZE: usize = size_of::<UsedElement>();
+
+/// What a driver writes to a transport about one queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// Number of descriptors, a power of two.
+    pub size: u16,
+    /// The driver enabled the queue; from then on nothing here changes.
+    pub ready: bool,
+    /// Guest-physical address of the descriptor table.
+    pub descriptor_table: u64,
+    /// Guest-physical address of the available ring (driver area).
+    pub available_ring: u64,
+    /// Guest-physical address of the used ring (device area).
+    pub used_ring: u64,
+}
+
+/// A rule of the rings that the driver broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The device needs a queue that the driver did not enable.
+    #[error("a queue that the device needs is not enabled")]
+    NotEnabled,
+    /// The size is zero, too large or not a power of two.
+    #[error("queue size {0} is not a power of two up to {QUEUE_SIZE_MAX}")]
+    Size(u16),
+    /// A ring is not aligned as section 2.7 demands.
+    #[error("ring at {0:#x} is not aligned")]
+    Alignment(u64),
+    /// A ring or a buffer is not in RAM.
+    #[error(transparent)]
+    NotRam(#[from] NotRam),
+    /// The available index is further ahead than the ring is long.
+    #[error("available index {index} is more than the queue size ahead of {next}")]
+    AvailableIndex {
+        /// What the driver wrote.
+        index: u16,
+        /// The next entry that the device would take.
+        next: u16,
+    },
+    /// A descriptor index is outside its table.
+    #[error("descriptor {0} is outside its table")]
+    DescriptorIndex(u32),
+    /// A head was made available again before the device used it.
+    #[error("descriptor {0} is in flight already")]
+    InFlight(u16),
+    /// A chain is longer than the queue, which a loop also is.
+    #[error("a chain is longer than the queue or loops")]
+    ChainLength,
+    /// A chain has a buffer to read after one to write.
+    #[error("a readable descriptor follows a writable one")]
+    Order,
+    /// An indirect descriptor that the rules do not allow.
+    #[error("indirect descriptor: {0}")]
+    Indirect(&'static str),
+}
+
+/// A live queue, owned by one worker.
+pub struct Queue {
+    size: u16,
+    descriptors: GuestSlice,
+    available: Ring,
+    used: Ring,
+    next_available: u16,
+    /// The driver's index as last read: entries before it need no further look at the ring.
+    known_available: u16,
+    next_used: u16,
+    /// Used index at the last decision about an interrupt.
+    signalled_used: u16,
+    /// Chains that may still be taken before the other queues get their turn.
+    batch_left: u16,
+    in_flight: Vec<u64>,
+    event_index: bool,
+    indirect: bool,
+    memory: GuestMemory,
+    doorbell: Event,
+    interrupt: Interrupt,
+}
+
+/// One of the two index rings: its bytes, its index, and the event field behind its entries.
+struct Ring {
+    bytes: GuestSlice,
+    index: &'static AtomicU16,
+    flags: &'static AtomicU16,
+    event: &'static AtomicU16,
+}
+
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct UsedElement {
+    head: u32,
+    written: u32,
+}
+
+impl Queue {
+    /// Resolves and checks the rings of a configured queue.
+    pub fn new(setup: QueueSetup, memory: GuestMemory, features: u64) -> Result<Self, QueueError> {
+        let QueueSetup { config, doorbell, interrupt } = setup;
+        let size = config.size;
+        if !size.is_power_of_two() || size > QUEUE_SIZE_MAX {
+            return Err(QueueError::Size(size));
+        }
+        let entries = usize::from(size);
+        let table = aligned(config.descriptor_table, 16)?;
+        Ok(Self {
+            size,
+            descriptors: memory.slice(table, entries * DESCRIPTOR_SIZE)?,
+            available: Ring::resolve(memory, config.available_ring, 2, entries * 2)?,
+            used: Ring::resolve(memory, config.used_ring, 4, entries * USED_ELEMENT_SIZE)?,
+            next_available: 0,
+            known_available: 0,
+            next_used: 0,
+            signalled_used: 0,
+            batch_left: size,
+            in_flight: vec![0; entries.div_ceil(64)],
+            event_index: features & FEATURE_EVENT_IDX != 0,
+            indirect: features & FEATURE_INDIRECT_DESC != 0,
+            memory,
+            doorbell,
+            interrupt,
+        })
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The event that the driver's notifications signal.
+    pub fn doorbell(&self) -> &Event {
+        &self.doorbell
+    }
+
+    /// Takes the doorbell's signal and allows one ring's worth of chains until the next one.
+    pub fn begin_batch(&mut self) {
+        self.doorbell.take();
+        self.batch_left = self.size;
+    }
+
+    /// Fills `chain` with the next chain; `false` when there is none and the doorbell will ring.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.next_available == self.known_available && !self.look_for_more()? {
+            return Ok(false);
+        }
+        if self.batch_left == 0 {
+            self.doorbell.signal();
+            return Ok(false);
+        }
+        let slot = usize::from(self.next_available & (self.size - 1));
+        let head: u16 = self.available.bytes.read(AVAIL_RING + 2 * slot).unwrap_or(u16::MAX);
+        self.mark_in_flight(head)?;
+        self.walk(head, chain)?;
+        self.next_available = self.next_available.wrapping_add(1);
+        self.batch_left -= 1;
+        Ok(true)
+    }
+
+    /// Gives the chain at `head` back, with `written` bytes written to it.
+    pub fn complete(&mut self, head: u16, written: u32) {
+        let slot = usize::from(self.next_used & (self.size - 1));
+        let element = UsedElement { head: u32::from(head), written };
+        self.used.bytes.write(USED_RING + slot * USED_ELEMENT_SIZE, &element);
+        self.next_used = self.next_used.wrapping_add(1);
+        if let Some(word) = self.in_flight.get_mut(usize::from(head) / 64) {
+            *word &= !(1 << (head % 64));
+        }
+    }
+
+    /// Publishes what was completed and interrupts the driver if it wants to know; once for a batch.
+    pub fn notify_driver(&mut self) {
+        if self.next_used == self.signalled_used {
+            return;
+        }
+        self.used.index.store(self.next_used.to_le(), Ordering::Release);
+        // The driver's wish must be read after the index is seen (section 2.7.7.2).
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_index {
+            let event = u16::from_le(self.available.event.load(Ordering::Relaxed));
+            let passed = self.next_used.wrapping_sub(event).wrapping_sub(1);
+            passed < self.next_used.wrapping_sub(self.signalled_used)
+        } else {
+            u16::from_le(self.available.flags.load(Ordering::Relaxed)) & AVAIL_NO_INTERRUPT == 0
+        };
+        self.signalled_used = self.next_used;
+        if wanted {
+            self.interrupt.trigger();
+        }
+    }
+
+    /// Reads the driver's index; asks for a notification when there is nothing, then looks again.
+    fn look_for_more(&mut self) -> Result<bool, QueueError> {
+        if self.read_available_index()? {
+            return Ok(true);
+        }
+        if !self.event_index {
+            return Ok(false);
+        }
+        self.used.event.store(self.next_available.to_le(), Ordering::Relaxed);
+        // The request must be seen before the index is read again (section 2.7.10).
+        fence(Ordering::SeqCst);
+        self.read_available_index()
+    }
+
+    fn read_available_index(&mut self) -> Result<bool, QueueError> {
+        let index = u16::from_le(self.available.index.load(Ordering::Acquire));
+        if index.wrapping_sub(self.next_available) > self.size {
+            return Err(QueueError::AvailableIndex { index, next: self.next_available });
+        }
+        self.known_available = index;
+        Ok(index != self.next_available)
+    }
+
+    fn mark_in_flight(&mut self, head: u16) -> Result<(), QueueError> {
+        if head >= self.size {
+            return Err(QueueError::DescriptorIndex(u32::from(head)));
+        }
+        let outside = QueueError::DescriptorIndex(u32::from(head));
+        let word = self.in_flight.get_mut(usize::from(head) / 64).ok_or(outside)?;
+        let bit = 1 << (head % 64);
+        if *word & bit != 0 {
+            return Err(QueueError::InFlight(head));
+        }
+        *word |= bit;
+        Ok(())
+    }
+
+    /// Follows a chain from `head`, reading each descriptor once.
+    fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
+        chain.clear();
+        chain.head = head;
+        let mut table = self.descriptors;
+        let mut table_len = u32::from(self.size);
+        let mut index = u32::from(head);
+        let mut in_indirect = false;
+        // One more for the indirect descriptor itself, which is no buffer.
+        for _ in 0..=self.size {
+            let descriptor = read_descriptor(table, table_len, index)?;
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                if in_indirect {
+                    return Err(QueueError::Indirect("a table inside a table"));
+                }
+                (table, table_len) = self.enter_indirect(descriptor)?;
+                in_indirect = true;
+                index = 0;
+                continue;
+            }
+            self.push(descriptor, chain)?;
+            if descriptor.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = u32::from(descriptor.next);
+        }
+        Err(QueueError::ChainLength)
+    }
+
+    fn enter_indirect(&self, descriptor: Descriptor) -> Result<(GuestSlice, u32), QueueError> {
+        let len = usize::try_from(descriptor.len).unwrap_or(usize::MAX);
+        if !self.indirect {
+            return Err(QueueError::Indirect("the feature was not negotiated"));
+        }
+        if descriptor.flags & DESC_NEXT != 0 {
+            return Err(QueueError::Indirect("a table with a descriptor after it"));
+        }
+        if len == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
+            return Err(QueueError::Indirect("length is not a number of descriptors"));
+        }
+        let table = self.memory.slice(GuestAddress(descriptor.address), len)?;
+        Ok((table, descriptor.len / 16))
+    }
+
+    fn push(&self, descriptor: Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
+        if chain.slices.len() >= usize::from(self.size) {
+            return Err(QueueError::ChainLength);
+        }
+        let len = usize::try_from(descriptor.len).unwrap_or(usize::MAX);
+        let writable = descriptor.flags & DESC_WRITE != 0;
+        if !writable && chain.slices.len() > chain.readable {
+            return Err(QueueError::Order);
+        }
+        let slice = self.memory.slice(GuestAddress(descriptor.address), len)?;
+        chain.slices.push(slice);
+        chain.readable += usize::from(!writable);
+        Ok(())
+    }
+}
+
+impl Ring {
+    /// Resolves flags, index, `entries_len` bytes of entries and the event field behind them.
+    fn resolve(
+        memory: GuestMemory,
+        address: u64,
+        alignment: u64,
+        entries_len: usize,
+    ) -> Result<Self, QueueError> {
+        let start = aligned(address, alignment)?;
+        let event_offset = AVAIL_RING + entries_len;
+        let bytes = memory.slice(start, event_offset + 2)?;
+        let word = |offset| bytes.atomic_u16(offset).ok_or(QueueError::Alignment(address));
+        const _: () = assert!(AVAIL_INDEX == USED_INDEX && AVAIL_RING == USED_RING);
+        Ok(Self { bytes, index: word(AVAIL_INDEX)?, flags: word(0)?, event: word(event_offset)? })
+    }
+}
+
+fn aligned(address: u64, alignment: u64) -> Result<GuestAddress, QueueError> {
+    if address.is_multiple_of(alignment) {
+        Ok(GuestAddress(address))
+    } else {
+        Err(QueueError::Alignment(address))
+    }
+}
+
+fn read_descriptor(table: GuestSlice, len: u32, index: u32) -> Result<Descriptor, QueueError> {
+    let outside = QueueError::DescriptorIndex(index);
+    if index >= len {
+        return Err(outside);
+    }
+    let position = usize::try_from(index).map_err(|_| outside)?;
+    let descriptor: Descriptor = table.read(position * DESCRIPTOR_SIZE).ok_or(outside)?;
+    Ok(Descriptor {
+        address: u64::from_le(descriptor.address),
+        len: u32::from_le(descriptor.len),
+        flags: u16::from_le(descriptor.flags),
+        next: u16::from_le(descriptor.next),
+    })
+}

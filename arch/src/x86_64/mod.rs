@@ -1,3 +1,7 @@
 //! The x86_64 machine.
 
+pub mod cpuid;
+pub mod irqchip;
 pub mod layout;
+pub mod msr;
+pub mod start;

@@ -5,6 +5,7 @@ pub mod archive;
 pub mod cache;
 pub mod emulated_host;
 pub mod kernel;
+pub mod nixos_guest;
 pub mod packages;
 pub mod tiny_guest;
 pub mod tool;

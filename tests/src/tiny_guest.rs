@@ -16,8 +16,9 @@ pub const AGENT: &str = include_str!("../../resources/guest/agent.sh");
 
 const INIT: &str = include_str!("../../resources/guest/tiny-init.sh");
 
-/// The modules of guests: every device a test boots with, and the file systems of its disks.
-pub const MODULES: [&str; 9] = [
+/// The modules of guests: every device a test boots with, the file systems of its disks, what systemd
+/// wants, and the power button.
+pub const MODULES: [&str; 11] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_console",
@@ -27,6 +28,8 @@ pub const MODULES: [&str; 9] = [
     "squashfs",
     "overlay",
     "autofs4",
+    "button",
+    "evdev",
 ];
 
 /// The initramfs of the tiny guest for `kernel`.

@@ -1,0 +1,15 @@
+# Every test that boots no guest.
+{ lib, rustPlatform }:
+
+rustPlatform.buildRustPackage {
+  pname = "nixvmm-unit-tests";
+  version = (lib.importTOML ../../Cargo.toml).workspace.package.version;
+
+  src = import ./source.nix { inherit lib; };
+  cargoLock.lockFile = ../../Cargo.lock;
+  cargoBuildFlags = [ "--package=nixvmm" ];
+  cargoTestFlags = [
+    "--workspace"
+    "--exclude=tests"
+  ];
+}

@@ -68,6 +68,12 @@ pub trait VirtioDevice: Send {
     /// Takes a driver's write to the configuration space, within its bounds.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
+    /// Takes over into the configuration space what has changed on the host.
+    ///
+    /// Called before the next read of the configuration after
+    /// [`ConfigChange::announce`](super::transport::ConfigChange::announce).
+    fn refresh(&mut self) {}
+
     /// Starts the worker: the driver has set `DRIVER_OK`.
     ///
     /// An error makes the transport report `DEVICE_NEEDS_RESET`.

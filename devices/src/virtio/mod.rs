@@ -6,5 +6,7 @@
 
 pub mod chain;
 pub mod device;
+pub mod mmio;
 pub mod queue;
+pub mod transport;
 pub mod worker;

@@ -8,4 +8,7 @@ pub mod bus;
 pub mod event;
 pub mod host;
 pub mod interrupt;
+pub mod panic;
+pub mod power;
+pub mod serial;
 pub mod virtio;

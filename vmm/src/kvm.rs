@@ -1,0 +1,333 @@
+//! The virtual machine: every call that is made on KVM's machine, apart from running processors.
+//!
+//! KVM's machine lives as long as one run of the guest; [`Vm`] lives as long as the process. It
+//! remembers the wires that devices connected, so that a guest that restarts gets a fresh machine with
+//! the same wires.
+#![expect(unsafe_code, reason = "hands guest memory to KVM and lends it our eventfds")]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+use arch::entry::Entry;
+use arch::memory::GuestMemory;
+use arch::platform::Processors;
+use arch::target::{cpuid, irqchip, layout, msr, start};
+use devices::event::Event;
+use devices::interrupt::{Message, MessageRoutes};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, Msrs,
+    kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_msi, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use vm_allocator::IdAllocator;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Where KVM is.
+pub const DEVICE: &str = "/dev/kvm";
+
+/// Routes that KVM keeps for one machine (KVM_MAX_IRQ_ROUTES on x86_64).
+const ROUTES_MAX: u32 = 4096;
+
+/// KVM itself: what is asked once, whatever number of times the guest restarts.
+pub struct Hypervisor {
+    kvm: Kvm,
+    supported_leaves: Vec<kvm_cpuid_entry2>,
+}
+
+impl Hypervisor {
+    /// Opens KVM and asks what it can do.
+    pub fn open() -> Result<Self> {
+        let kvm = Kvm::new().map_err(io::Error::from).with_context(|| {
+            format!(
+                "cannot open {DEVICE}; is the kvm module loaded, and may this user open it? \
+                 (group kvm on most systems)"
+            )
+        })?;
+        let version = kvm.get_api_version();
+        ensure!(
+            version == i32::try_from(KVM_API_VERSION)?,
+            "{DEVICE} has interface version {version}, which nixvmm does not know"
+        );
+        let supported_leaves =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        Ok(Self { kvm, supported_leaves: supported_leaves.as_slice().to_vec() })
+    }
+
+    /// The largest number of processors that a machine can have here.
+    pub fn processors_max(&self) -> u32 {
+        // APIC ids above 254 cannot be addressed by messages without interrupt remapping.
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(254)
+    }
+
+    /// Number of guest-physical address bits.
+    pub fn address_bits(&self) -> u8 {
+        cpuid::address_bits(&self.supported_leaves)
+    }
+
+    /// The leaves of processor 0; `vcpu` tells the frequency of its clock.
+    fn guest_leaves(&self, vcpu: &VcpuFd, processors: Processors) -> Vec<kvm_cpuid_entry2> {
+        let clock = cpuid::HostClock {
+            tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
+            tsc_deadline: self.kvm.check_extension(Cap::TscDeadlineTimer),
+        };
+        cpuid::guest_leaves(&self.supported_leaves, processors, clock)
+    }
+}
+
+/// One virtual machine with its wires.
+pub struct Vm {
+    hypervisor: Hypervisor,
+    memory: GuestMemory,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    fd: VmFd,
+    doorbells: Vec<Doorbell>,
+    lines: Vec<(u32, Event)>,
+    messages: BTreeMap<RawFd, MessageWire>,
+    message_interrupts: IdAllocator,
+}
+
+/// A guest's write that signals an event without an exit to user space.
+#[derive(Clone)]
+pub struct Doorbell {
+    /// The guest-physical address.
+    pub address: u64,
+    /// The 32-bit value that rings this doorbell; `None` for every value of every width.
+    pub value: Option<u32>,
+    /// What is signalled.
+    pub event: Event,
+}
+
+/// An event that sends a message. It keeps its interrupt number and its route while it is masked, so
+/// that unmasking it costs no new routing table.
+struct MessageWire {
+    event: Event,
+    interrupt: u32,
+    message: Message,
+    attached: bool,
+}
+
+impl Vm {
+    /// Makes a machine with all of `memory` and the in-kernel interrupt controllers.
+    pub fn new(hypervisor: Hypervisor, memory: GuestMemory) -> Result<Arc<Self>> {
+        let inner = Inner {
+            fd: create_machine(&hypervisor.kvm, memory)?,
+            doorbells: Vec::new(),
+            lines: Vec::new(),
+            messages: BTreeMap::new(),
+            message_interrupts: message_interrupts()?,
+        };
+        Ok(Arc::new(Self { hypervisor, memory, inner: Mutex::new(inner) }))
+    }
+
+    /// Replaces KVM's machine by a fresh one with the same memory, doorbells and lines.
+    ///
+    /// Message routes are gone: the devices have been reset. All processors of the old machine are
+    /// dropped by the caller before, so that the old machine goes at once.
+    pub fn renew(&self) -> Result<()> {
+        let mut inner = self.inner();
+        inner.messages.clear();
+        inner.message_interrupts = message_interrupts()?;
+        inner.fd = create_machine(&self.hypervisor.kvm, self.memory)?;
+        for doorbell in &inner.doorbells {
+            inner.register_doorbell(doorbell)?;
+        }
+        for (interrupt, event) in &inner.lines {
+            inner.register_interrupt(event, *interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// Connects a doorbell.
+    pub fn connect_doorbell(&self, doorbell: Doorbell) -> Result<()> {
+        let mut inner = self.inner();
+        inner.register_doorbell(&doorbell)?;
+        inner.doorbells.push(doorbell);
+        Ok(())
+    }
+
+    /// Connects an event to an interrupt line, edge triggered.
+    pub fn connect_line(&self, interrupt: u32, event: Event) -> Result<()> {
+        let mut inner = self.inner();
+        inner.register_interrupt(&event, interrupt)?;
+        inner.lines.push((interrupt, event));
+        Ok(())
+    }
+
+    /// Makes all processors: the first one at `entry`, the others waiting to be started by it.
+    pub fn create_processors(&self, processors: Processors, entry: Entry) -> Result<Vec<VcpuFd>> {
+        start::write_tables(self.memory, entry.mode)?;
+        let inner = self.inner();
+        let mut leaves = None;
+        (0..processors.count)
+            .map(|id| {
+                let vcpu = inner
+                    .fd
+                    .create_vcpu(id.into())
+                    .with_context(|| format!("cannot make virtual processor {id}"))?;
+                let leaves =
+                    leaves.get_or_insert_with(|| self.hypervisor.guest_leaves(&vcpu, processors));
+                cpuid::set_apic_id(leaves, id);
+                set_up_processor(&vcpu, leaves)?;
+                if id == 0 {
+                    set_first_instruction(&vcpu, entry)?;
+                }
+                Ok(vcpu)
+            })
+            .collect()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MessageRoutes for Vm {
+    fn set(&self, changes: &[(Event, Option<Message>)]) -> io::Result<()> {
+        let mut inner = self.inner();
+        let mut routes_changed = false;
+        for (event, message) in changes {
+            match message {
+                Some(message) => routes_changed |= inner.route_message(event, *message)?,
+                None => inner.detach_message(event)?,
+            }
+        }
+        if routes_changed {
+            inner.commit_routes()?;
+        }
+        changes
+            .iter()
+            .filter(|(_, message)| message.is_some())
+            .try_for_each(|(event, _)| inner.attach_message(event))
+    }
+}
+
+impl Inner {
+    fn register_doorbell(&self, doorbell: &Doorbell) -> Result<()> {
+        let address = IoEventAddress::Mmio(doorbell.address);
+        lend(&doorbell.event, |event| match doorbell.value {
+            Some(value) => self.fd.register_ioevent(event, &address, value),
+            None => self.fd.register_ioevent(event, &address, NoDatamatch),
+        })
+        .with_context(|| format!("cannot connect the doorbell at {:#x}", doorbell.address))
+    }
+
+    fn register_interrupt(&self, event: &Event, interrupt: u32) -> Result<()> {
+        lend(event, |event| self.fd.register_irqfd(event, interrupt))
+            .with_context(|| format!("cannot connect interrupt {interrupt}"))
+    }
+
+    /// Notes where an event's message goes, and says whether that is new.
+    fn route_message(&mut self, event: &Event, message: Message) -> io::Result<bool> {
+        if let Some(wire) = self.messages.get_mut(&event.as_raw_fd()) {
+            let changed = wire.message != message;
+            wire.message = message;
+            return Ok(changed);
+        }
+        let interrupt = self.message_interrupts.allocate_id().map_err(io::Error::other)?;
+        let wire = MessageWire { event: event.clone(), interrupt, message, attached: false };
+        self.messages.insert(event.as_raw_fd(), wire);
+        Ok(true)
+    }
+
+    /// Gives KVM the whole routing table: the lines and every message, masked or not.
+    fn commit_routes(&self) -> io::Result<()> {
+        let messages = self.messages.values().map(message_route);
+        let routes: Vec<_> = irqchip::line_routes().chain(messages).collect();
+        let routes = KvmIrqRouting::from_entries(&routes).map_err(io::Error::other)?;
+        Ok(self.fd.set_gsi_routing(&routes)?)
+    }
+
+    fn attach_message(&mut self, event: &Event) -> io::Result<()> {
+        if let Some(wire) = self.messages.get_mut(&event.as_raw_fd())
+            && !wire.attached
+        {
+            lend(&wire.event, |event| self.fd.register_irqfd(event, wire.interrupt))?;
+            wire.attached = true;
+        }
+        Ok(())
+    }
+
+    fn detach_message(&mut self, event: &Event) -> io::Result<()> {
+        if let Some(wire) = self.messages.get_mut(&event.as_raw_fd())
+            && wire.attached
+        {
+            lend(&wire.event, |event| self.fd.unregister_irqfd(event, wire.interrupt))?;
+            wire.attached = false;
+        }
+        Ok(())
+    }
+}
+
+fn message_interrupts() -> Result<IdAllocator> {
+    Ok(IdAllocator::new(layout::IOAPIC_PINS, ROUTES_MAX - 1)?)
+}
+
+fn message_route(wire: &MessageWire) -> kvm_irq_routing_entry {
+    let [low, high] = [wire.message.address & 0xFFFF_FFFF, wire.message.address >> 32]
+        .map(|half| u32::try_from(half).unwrap_or(u32::MAX));
+    kvm_irq_routing_entry {
+        gsi: wire.interrupt,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            msi: kvm_irq_routing_msi {
+                address_lo: low,
+                address_hi: high,
+                data: wire.message.data,
+                ..Default::default()
+            },
+        },
+        ..Default::default()
+    }
+}
+
+fn create_machine(kvm: &Kvm, memory: GuestMemory) -> Result<VmFd> {
+    let vm = kvm.create_vm().context("cannot make a virtual machine")?;
+    for (slot, region) in (0..).zip(memory.regions()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start.0,
+            memory_size: region.slice.len().try_into()?,
+            userspace_addr: region.slice.as_ptr() as u64,
+        };
+        // SAFETY: the region is guest memory, which stays mapped until the process ends.
+        unsafe { vm.set_user_memory_region(slot) }.context("cannot give RAM to the guest")?;
+    }
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;
+    vm.set_tss_address(usize::try_from(layout::KVM_TSS)?)?;
+    vm.create_irq_chip().context("cannot make the interrupt controllers")?;
+    Ok(vm)
+}
+
+fn set_up_processor(vcpu: &VcpuFd, leaves: &[kvm_cpuid_entry2]) -> Result<()> {
+    vcpu.set_cpuid2(&CpuId::from_entries(leaves)?).context("KVM_SET_CPUID2")?;
+    let registers = msr::boot_registers();
+    let written = vcpu.set_msrs(&Msrs::from_entries(&registers)?).context("KVM_SET_MSRS")?;
+    if let Some(refused) = registers.get(written) {
+        log::debug!("the host has no model-specific register {:#x}", refused.index);
+    }
+    let mut apic = vcpu.get_lapic().context("KVM_GET_LAPIC")?;
+    irqchip::set_local_pins(&mut apic);
+    vcpu.set_lapic(&apic).context("KVM_SET_LAPIC")
+}
+
+fn set_first_instruction(vcpu: &VcpuFd, entry: Entry) -> Result<()> {
+    let mut system = vcpu.get_sregs().context("KVM_GET_SREGS")?;
+    start::set_system_registers(&mut system, entry.mode);
+    vcpu.set_sregs(&system).context("KVM_SET_SREGS")?;
+    vcpu.set_regs(&start::registers(entry)).context("KVM_SET_REGS")
+}
+
+/// Lends an event to a call that wants an eventfd of another type.
+fn lend<T>(event: &Event, call: impl FnOnce(&EventFd) -> T) -> T {
+    // SAFETY: the descriptor is an open eventfd, and without a drop it is not closed here.
+    call(&ManuallyDrop::new(unsafe { EventFd::from_raw_fd(event.as_raw_fd()) }))
+}

@@ -1,0 +1,129 @@
+//! What the processors are to do, and how a run of the guest came to its end.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use anyhow::Error;
+use devices::event::Event;
+
+/// What the processors are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Run the guest.
+    Running,
+    /// Leave the guest and wait.
+    Paused,
+    /// Leave the guest for good.
+    Stopping,
+}
+
+/// One phase for all processors; each looks at it whenever it leaves the guest.
+pub struct RunState {
+    phase: AtomicU8,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl RunState {
+    /// Starts in `phase`.
+    pub fn new(phase: Phase) -> Self {
+        Self { phase: AtomicU8::new(phase as u8), lock: Mutex::new(()), changed: Condvar::new() }
+    }
+
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Running,
+            1 => Phase::Paused,
+            _ => Phase::Stopping,
+        }
+    }
+
+    /// Changes the phase. Who runs the guest meanwhile has to be kicked out of it to see that.
+    pub fn set(&self, phase: Phase) {
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.phase.store(phase as u8, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Waits while the machine is in `phase`.
+    pub fn wait_while(&self, phase: Phase) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(guard, |()| self.phase() == phase);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// How a run of the guest ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest's kernel said that it panicked.
+    Panic,
+    /// A processor met a triple fault.
+    TripleFault,
+    /// The machine could not go on.
+    Failed(Error),
+}
+
+/// Where the first ending is kept until the main thread takes it; later ones are its consequences.
+#[derive(Clone)]
+pub struct Endings {
+    first: Arc<Mutex<Option<Ending>>>,
+    reported: Event,
+}
+
+impl Endings {
+    /// Makes an empty place.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { first: Arc::default(), reported: Event::new()? })
+    }
+
+    /// Reports an ending from any thread.
+    pub fn report(&self, ending: Ending) {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
+        self.reported.signal();
+    }
+
+    /// Takes the first ending since the last call.
+    pub fn take(&self) -> Option<Ending> {
+        self.reported.take();
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Signalled when there is an ending.
+    pub fn reported(&self) -> &Event {
+        &self.reported
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_first_ending_is_kept_and_can_be_taken_once() {
+        let endings = Endings::new().unwrap();
+        endings.report(Ending::Reset);
+        endings.report(Ending::TripleFault);
+        assert!(matches!(endings.take(), Some(Ending::Reset)));
+        assert!(endings.take().is_none());
+        assert!(!endings.reported().take());
+    }
+
+    #[test]
+    fn who_waits_while_paused_sees_the_phase_that_follows() {
+        let state = Arc::new(RunState::new(Phase::Paused));
+        let waiting = Arc::clone(&state);
+        let waiter = std::thread::spawn(move || {
+            waiting.wait_while(Phase::Paused);
+            waiting.phase()
+        });
+        state.set(Phase::Stopping);
+        assert_eq!(waiter.join().unwrap(), Phase::Stopping);
+    }
+}

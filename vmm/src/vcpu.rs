@@ -1,0 +1,297 @@
+//! Virtual processors: one thread for each, which lives as long as the process.
+//!
+//! A thread is given a processor for each run of the guest and drops it when the run ends, so that a
+//! restart makes no thread. A processor that cannot go on reports an [`Ending`] and leaves the guest;
+//! it never takes the process down.
+#![expect(unsafe_code, reason = "a signal handler reaches the processor that its thread runs")]
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context as _, Result, anyhow};
+use devices::bus::Bus;
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
+
+use crate::run_state::{Ending, Endings, Phase, RunState};
+
+/// What virtual processors read and write outside RAM.
+pub struct Buses {
+    /// Memory-mapped registers.
+    pub memory: Bus,
+    /// I/O ports.
+    pub ports: Bus,
+}
+
+/// How often processors left the guest for user space, by reason.
+#[derive(Debug, Default)]
+pub struct ExitCounts {
+    /// Reads from I/O ports.
+    pub port_reads: AtomicU64,
+    /// Writes to I/O ports.
+    pub port_writes: AtomicU64,
+    /// Reads from memory-mapped registers.
+    pub memory_reads: AtomicU64,
+    /// Writes to memory-mapped registers.
+    pub memory_writes: AtomicU64,
+    /// Interruptions by a signal.
+    pub signals: AtomicU64,
+    /// Everything else.
+    pub others: AtomicU64,
+}
+
+/// What all processor threads share.
+pub struct Shared {
+    /// What the processors are to do.
+    pub run_state: RunState,
+    /// Where they report how a run ended.
+    pub endings: Endings,
+    /// The devices.
+    pub buses: Buses,
+    /// Why they left the guest.
+    pub exits: ExitCounts,
+}
+
+/// The threads of all processors.
+pub struct VcpuThreads {
+    threads: Vec<VcpuThread>,
+    shared: Arc<Shared>,
+}
+
+struct VcpuThread {
+    processors: Sender<VcpuFd>,
+    left: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl VcpuThreads {
+    /// Makes `count` threads that wait for a processor each.
+    ///
+    /// `prepare` runs on each thread before anything else: it confines the thread.
+    pub fn spawn(
+        count: u32,
+        shared: &Arc<Shared>,
+        prepare: impl Fn() -> Result<()> + Clone + Send + 'static,
+    ) -> Result<Self> {
+        register_signal_handler(SIGRTMIN(), leave_guest)
+            .map_err(io::Error::from)
+            .context("cannot handle the signal that stops processors")?;
+        let threads = (0..count)
+            .map(|id| VcpuThread::spawn(id, Arc::clone(shared), prepare.clone()))
+            .collect::<Result<_>>()?;
+        Ok(Self { threads, shared: Arc::clone(shared) })
+    }
+
+    /// Starts a run of the guest: each thread gets its processor.
+    pub fn start(&self, processors: Vec<VcpuFd>) -> Result<()> {
+        self.shared.run_state.set(Phase::Running);
+        for (thread, processor) in self.threads.iter().zip(processors) {
+            thread.processors.send(processor).map_err(|_| anyhow!("a vCPU thread is gone"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run: when this returns every processor has left the guest and is dropped.
+    pub fn stop(&self) {
+        self.shared.run_state.set(Phase::Stopping);
+        for thread in &self.threads {
+            thread.kick();
+        }
+        for thread in &self.threads {
+            // An error means that the thread is gone, and its processor with it.
+            let _ = thread.left.recv();
+        }
+    }
+}
+
+impl VcpuThread {
+    fn spawn(
+        id: u32,
+        shared: Arc<Shared>,
+        prepare: impl Fn() -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let (processors, given) = channel();
+        let (leave, left) = channel();
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || {
+                if let Err(error) = prepare() {
+                    shared.endings.report(Ending::Failed(error));
+                }
+                for mut processor in given {
+                    run(&mut processor, id, &shared);
+                    drop(processor);
+                    let _ = leave.send(());
+                }
+            })
+            .with_context(|| format!("cannot make the thread of virtual processor {id}"))?;
+        Ok(Self { processors, left, thread })
+    }
+
+    fn kick(&self) {
+        // A thread that has ended needs no kick.
+        if !self.thread.is_finished() {
+            let _ = self.thread.kill(SIGRTMIN());
+        }
+    }
+}
+
+/// Runs one processor until the machine stops.
+fn run(processor: &mut VcpuFd, id: u32, shared: &Shared) {
+    let running = Running::enter(processor);
+    loop {
+        running.forget_kick();
+        match shared.run_state.phase() {
+            Phase::Running => {}
+            Phase::Paused => {
+                shared.run_state.wait_while(Phase::Paused);
+                continue;
+            }
+            Phase::Stopping => return,
+        }
+        match step(processor, &running, shared) {
+            Leave::No => {}
+            Leave::Ended(ending) => end(ending, shared),
+            Leave::Failed(failure) => {
+                let place = processor.get_regs().map(|registers| registers.rip).unwrap_or(0);
+                let failure = anyhow!("virtual processor {id} at {place:#x}: {failure}");
+                end(Ending::Failed(failure), shared);
+            }
+        }
+    }
+}
+
+/// Reports an ending, and stays out of the guest until the main thread has decided what follows.
+fn end(ending: Ending, shared: &Shared) {
+    shared.endings.report(ending);
+    shared.run_state.wait_while(Phase::Running);
+}
+
+/// Whether and why a processor leaves the guest.
+enum Leave {
+    No,
+    Ended(Ending),
+    Failed(String),
+}
+
+/// Enters the guest once and serves its exit.
+fn step(processor: &mut VcpuFd, running: &Running, shared: &Shared) -> Leave {
+    let Shared { buses, exits, .. } = shared;
+    match processor.run() {
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            count(&exits.memory_reads);
+            buses.memory.read(address, data);
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            count(&exits.memory_writes);
+            buses.memory.write(address, data);
+        }
+        // A string instruction is as many accesses of one width to one port.
+        Ok(VcpuExit::IoIn(port, data)) => {
+            count(&exits.port_reads);
+            for element in data.chunks_mut(running.port_access_width()) {
+                buses.ports.read(port.into(), element);
+            }
+        }
+        Ok(VcpuExit::IoOut(port, data)) => {
+            count(&exits.port_writes);
+            for element in data.chunks(running.port_access_width()) {
+                buses.ports.write(port.into(), element);
+            }
+        }
+        Ok(exit) => {
+            count(&exits.others);
+            return serve_rare(&exit, running);
+        }
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => count(&exits.signals),
+        Err(error) => return Leave::Failed(format!("KVM_RUN: {}", io::Error::from(error))),
+    }
+    Leave::No
+}
+
+/// Serves an exit that no device serves.
+fn serve_rare(exit: &VcpuExit<'_>, running: &Running) -> Leave {
+    match exit {
+        VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen => Leave::No,
+        VcpuExit::Shutdown => Leave::Ended(Ending::TripleFault),
+        VcpuExit::SystemEvent(event, _) => match *event {
+            KVM_SYSTEM_EVENT_SHUTDOWN => Leave::Ended(Ending::PowerOff),
+            KVM_SYSTEM_EVENT_RESET => Leave::Ended(Ending::Reset),
+            KVM_SYSTEM_EVENT_CRASH => Leave::Ended(Ending::Panic),
+            event => Leave::Failed(format!("unknown system event {event}")),
+        },
+        VcpuExit::InternalError => Leave::Failed(running.internal_error()),
+        VcpuExit::FailEntry(reason, _) => {
+            Leave::Failed(format!("the host's processor refused to enter the guest: {reason:#x}"))
+        }
+        VcpuExit::MemoryFault { gpa, size, .. } => {
+            Leave::Failed(format!("the host has no memory for {size} bytes at {gpa:#x}"))
+        }
+        other => Leave::Failed(format!("unknown exit {other:?}")),
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+thread_local! {
+    /// The processor that this thread runs.
+    static RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// While it exists, a kick reaches the processor, also between two entries of the guest.
+struct Running(*mut kvm_run);
+
+impl Running {
+    fn enter(processor: &mut VcpuFd) -> Self {
+        let run = ptr::from_mut(processor.get_kvm_run());
+        RUN.set(run);
+        Self(run)
+    }
+
+    /// Lets the processor enter the guest again after a kick. The phase is looked at after this: a
+    /// kick that comes later sets the flag again, and an earlier one came after the phase changed.
+    fn forget_kick(&self) {
+        // SAFETY: the pages that KVM shares stay mapped while the processor lives, which is longer.
+        unsafe { (&raw mut (*self.0).immediate_exit).write_volatile(0) };
+    }
+
+    /// Width in bytes of the accesses of the port exit at hand; kvm-ioctls does not tell it.
+    fn port_access_width(&self) -> usize {
+        // SAFETY: as above; the union is plain data, and KVM filled this field of it at the exit.
+        let width = unsafe { (&raw const (*self.0).__bindgen_anon_1.io.size).read_volatile() };
+        usize::from(width).max(1)
+    }
+
+    /// What KVM says about the internal error at hand.
+    fn internal_error(&self) -> String {
+        // SAFETY: as above.
+        let error = unsafe { (&raw const (*self.0).__bindgen_anon_1.internal).read_volatile() };
+        let data = error.data.iter().take(error.ndata.try_into().unwrap_or(0));
+        let data: Vec<_> = data.map(|word| format!("{word:#x}")).collect();
+        format!("KVM internal error {}, data [{}]", error.suberror, data.join(", "))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUN.set(ptr::null_mut());
+    }
+}
+
+extern "C" fn leave_guest(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let run = RUN.get();
+    if !run.is_null() {
+        // SAFETY: the pointer is set only while the processor lives, and by this very thread.
+        unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
+    }
+}

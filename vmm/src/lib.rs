@@ -4,6 +4,9 @@
 
 pub mod config;
 mod exit;
+mod kvm;
+mod run_state;
+mod vcpu;
 
 pub use exit::Exit;
 

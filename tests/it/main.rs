@@ -1,3 +1,117 @@
-//! Does a guest agree? The guest tests.
+//! Does a guest agree? The guest tests, and those that look at the project itself.
+//!
+//! Tests of the first group boot guests. Where KVM is usable they run here; otherwise this program
+//! boots the emulated host once, runs itself there, and passes output and exit status through.
 
-fn main() {}
+mod boot;
+mod tidy;
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+use tests::cache::Cache;
+use tests::emulated_host::{self, EmulatedHost, Job};
+use tests::testbed::Testbed;
+use tests::tool::progress;
+
+/// A test that boots guests: its name, which says what it proves, and what it does.
+type GuestTest = (&'static str, fn(&Testbed) -> Result<()>);
+
+/// Names the file with the prepared testbed, for the process in the emulated host.
+const PREPARED: &str = "NIXVMM_TESTBED_PREPARED";
+
+/// What all guest tests together may take in an emulated host.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
+fn guest_tests() -> Vec<GuestTest> {
+    [boot::TESTS].concat()
+}
+
+/// The tests that need no guest.
+fn host_trials() -> Vec<Trial> {
+    tidy::trials()
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let ended = match env::var_os(PREPARED) {
+        Some(path) => run_guest_tests(&arguments, Path::new(&path)),
+        None => run(&arguments),
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("error: {error:?}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs what was asked for: the tests without a guest here, the others where guests can be booted.
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let guest_tests = guest_tests();
+    if arguments.list {
+        let unused = |(name, _): &GuestTest| Trial::test(*name, || Ok(()));
+        let trials = host_trials().into_iter().chain(guest_tests.iter().map(unused)).collect();
+        return Ok(libtest_mimic::run(arguments, trials).exit_code());
+    }
+
+    let any_guest = guest_tests.iter().any(|(name, _)| is_wanted(arguments, name));
+    let any_host = host_trials().iter().any(|trial| is_wanted(arguments, trial.name()));
+    let mut failed = false;
+    if any_host || !any_guest {
+        failed = libtest_mimic::run(arguments, host_trials()).has_failed();
+    }
+    let mut ended = ExitCode::SUCCESS;
+    if any_guest {
+        ended = boot_guests(arguments)?;
+    }
+    Ok(if failed { ExitCode::from(101) } else { ended })
+}
+
+/// Prepares the testbed and runs the guest tests, here or in the emulated host.
+fn boot_guests(arguments: &Arguments) -> Result<ExitCode> {
+    let cache = Cache::open()?;
+    let testbed = Testbed::prepare(&cache)?;
+    let folder = tempfile::tempdir_in(cache.root())?;
+    let prepared = folder.path().join("testbed.json");
+    testbed.save(&prepared)?;
+    if !emulated_host::is_needed() {
+        return run_guest_tests(arguments, &prepared);
+    }
+
+    let host = EmulatedHost::prepare(&cache)?;
+    let own = env::current_exe()?.canonicalize()?;
+    let mut command = vec![own.to_str().context("a path that is no UTF-8")?.to_owned()];
+    command.extend(env::args().skip(1));
+    if arguments.color.is_none() && !io::stdout().is_terminal() {
+        command.push("--color=never".to_owned());
+    }
+    let environment = vec![(PREPARED, prepared.display().to_string())];
+    progress("KVM is not usable here: booting an emulated host for the guest tests");
+    host.run(&Job { command, environment, interactive: false, limit: LIMIT })
+}
+
+/// Runs the guest tests on this machine.
+fn run_guest_tests(arguments: &Arguments, prepared: &Path) -> Result<ExitCode> {
+    let testbed: &'static Testbed = Box::leak(Box::new(Testbed::load(prepared)?));
+    let mut arguments = arguments.clone();
+    // Guests of several tests at once would share two processors.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    let trial = |(name, test): GuestTest| {
+        Trial::test(name, move || test(testbed).map_err(|error| Failed::from(format!("{error:?}"))))
+    };
+    let trials = guest_tests().into_iter().map(trial).collect();
+    Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}
+
+/// Whether the arguments select the test, as libtest does it.
+fn is_wanted(arguments: &Arguments, name: &str) -> bool {
+    let matches = |pattern: &String| match arguments.exact {
+        true => name == pattern,
+        false => name.contains(pattern.as_str()),
+    };
+    arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
+}

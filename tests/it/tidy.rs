@@ -42,9 +42,12 @@ const ABSENCES: &[(&str, &[&str])] = &[
     ("devices/src/virtio/", &["File::open", "OpenOptions", "rustix::fs::open"]),
 ];
 
+/// Looks for what breaks a rule and says where.
+type Check = fn() -> Vec<String>;
+
 /// All checks of this file.
 pub(crate) fn trials() -> Vec<Trial> {
-    let checks: &[(&str, fn() -> Vec<String>)] = &[
+    let checks: &[(&str, Check)] = &[
         ("tidy::crates_depend_along_the_designs_arrows", wrong_arrows),
         ("tidy::one_vm_memory_is_in_the_tree", duplicate_vm_memory),
         ("tidy::no_dependency_comes_from_git", git_dependencies),
@@ -53,10 +56,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("tidy::lines_fit_and_files_and_functions_stay_short", oversized),
         ("tidy::nothing_is_left_to_do_at_run_time", unfinished),
     ];
-    checks.iter().map(|(name, check)| Trial::test(*name, move || verdict(check()))).collect()
+    checks.iter().map(|(name, check)| Trial::test(*name, move || verdict(&check()))).collect()
 }
 
-fn verdict(findings: Vec<String>) -> Result<(), Failed> {
+fn verdict(findings: &[String]) -> Result<(), Failed> {
     if findings.is_empty() { Ok(()) } else { Err(findings.join("\n").into()) }
 }
 

@@ -42,8 +42,8 @@ impl Cache {
         &self.root
     }
 
-    /// The folder `name`, made from `inputs`. When it is not there, `build` fills an empty folder that
-    /// becomes the entry only if it succeeds; two runs at once build it once.
+    /// The folder `name`, made from `inputs`. When it is not there, `build` fills an empty folder
+    /// that becomes the entry only if it succeeds; two runs at once build it once.
     ///
     /// # Errors
     /// What `build` says, and failures of the file system.

@@ -1,6 +1,6 @@
-//! Where do guests run on a machine without usable KVM? In an emulated host: QEMU emulates a machine
-//! with AMD's virtualisation, Debian's kernel there has a real `/dev/kvm`, and its root is this
-//! machine's file system, so that a program's path is valid inside as it is outside.
+//! Where do guests run on a machine without usable KVM? In an emulated host: QEMU emulates a
+//! machine with AMD's virtualisation, Debian's kernel there has a real `/dev/kvm`, and its root is
+//! this machine's file system, so that a program's path is valid inside as it is outside.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -37,8 +37,8 @@ const MODULES: [&str; 11] = [
 
 const INIT: &str = include_str!("../../resources/guest/emulated-host-init.sh");
 
-/// A host whose heart has not beaten for so long hangs: it beats every two seconds, and a busy machine
-/// delays that by seconds.
+/// A host whose heart has not beaten for so long hangs: it beats every two seconds, and a busy
+/// machine delays that by seconds.
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// What virtiofsd may take to listen.
@@ -164,8 +164,8 @@ impl EmulatedHost {
     }
 }
 
-/// Whether KVM here runs an unmodified 64-bit kernel: the device opens, and the processor says that it
-/// virtualises. `NIXVMM_TESTBED=direct|emulated` decides otherwise.
+/// Whether KVM here runs an unmodified 64-bit kernel: the device opens, and the processor says that
+/// it virtualises. `NIXVMM_TESTBED=direct|emulated` decides otherwise.
 pub fn is_needed() -> bool {
     match env::var("NIXVMM_TESTBED").as_deref() {
         Ok("direct") => return false,

@@ -1,5 +1,5 @@
-//! Which kernel do the emulated host and the guests run? Debian's cloud kernel as it is shipped, with
-//! the modules that are needed, unpacked and in the order in which they load.
+//! Which kernel do the emulated host and the guests run? Debian's cloud kernel as it is shipped,
+//! with the modules that are needed, unpacked and in the order in which they load.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,8 +73,8 @@ impl Kernel {
         Ok(order)
     }
 
-    /// Puts the modules `names` into an initramfs: `modules/NAME.ko`, and `modules/order` with a line
-    /// for each: its file and its `parameters`, given as (module, text).
+    /// Puts the modules `names` into an initramfs: `modules/NAME.ko`, and `modules/order` with a
+    /// line for each: its file and its `parameters`, given as (module, text).
     ///
     /// # Errors
     /// When a module cannot be read.

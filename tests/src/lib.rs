@@ -1,11 +1,16 @@
-//! The testbed: everything that is needed to boot a guest with the built `nixvmm` on any Debian machine,
-//! and to see whether the guest agrees. `tests/it` holds the tests, `cargo demo` the demonstration.
+//! The testbed: everything that is needed to boot a guest with the built `nixvmm` on any Debian
+//! machine, and to see whether the guest agrees. `tests/it` holds the tests, `cargo demo` the
+//! demonstration.
 
 pub mod archive;
 pub mod cache;
 pub mod emulated_host;
+pub mod guest;
 pub mod kernel;
 pub mod nixos_guest;
 pub mod packages;
+pub mod program;
+pub mod terminal;
+pub mod testbed;
 pub mod tiny_guest;
 pub mod tool;

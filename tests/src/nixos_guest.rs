@@ -1,6 +1,6 @@
 //! What is booted where Nix cannot be had? A guest in the shape of a NixOS guest, made of Debian
-//! packages: everything lives under `/nix/store/HASH-NAME` in a read-only image, an initrd mounts it
-//! and starts `init=/nix/store/HASH-nixos-system-guest/init`, and systemd is the first process.
+//! packages: everything lives under `/nix/store/HASH-NAME` in a read-only image, an initrd mounts
+//! it and starts `init=/nix/store/HASH-nixos-system-guest/init`, and systemd is the first process.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -93,8 +93,8 @@ pub fn require(programs: &[Program]) -> Result<()> {
     }
 }
 
-/// The files of Debian package `name` (for a package that only names others: of the first it depends
-/// on), unpacked into the cache. This machine's own packages stay as they are.
+/// The files of Debian package `name` (for a package that only names others: of the first it
+/// depends on), unpacked into the cache. This machine's own packages stay as they are.
 ///
 /// # Errors
 /// When apt does not know it or cannot fetch it.

@@ -16,8 +16,8 @@ pub const AGENT: &str = include_str!("../../resources/guest/agent.sh");
 
 const INIT: &str = include_str!("../../resources/guest/tiny-init.sh");
 
-/// The modules of guests: every device a test boots with, the file systems of its disks, what systemd
-/// wants, and the power button.
+/// The modules of guests: every device a test boots with, the file systems of its disks, what
+/// systemd wants, and the power button.
 pub const MODULES: [&str; 11] = [
     "virtio_pci",
     "virtio_mmio",

@@ -1,0 +1,40 @@
+//! Which program do the tests run? The one that cargo builds from this tree, in the profile that is
+//! the release's but for the time it takes to build.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::tool::progress;
+
+/// Builds `nixvmm` and returns its path. `NIXVMM_PROGRAM` names one that is already built.
+///
+/// # Errors
+/// When cargo cannot be run or the build fails.
+pub fn build() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("NIXVMM_PROGRAM") {
+        return Ok(PathBuf::from(path));
+    }
+    progress("building nixvmm");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "nixvmm", "--bin", "nixvmm"])
+        .args(["--profile", "test-guest", "--message-format", "json-render-diagnostics"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo cannot be started")?;
+    if !output.status.success() {
+        bail!("nixvmm cannot be built: cargo failed with {}", output.status);
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let programs: Vec<PathBuf> = messages
+        .filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
+        .collect();
+    programs.into_iter().next_back().context("cargo built no program")
+}

@@ -12,18 +12,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::cache::Cache;
-use tests::emulated_host::{self, EmulatedHost, Job};
-use tests::testbed::Testbed;
+use tests::emulated_host;
+use tests::testbed::{PREPARED, Testbed};
 use tests::tool::progress;
 
 /// A test that boots guests: its name, which says what it proves, and what it does.
 type GuestTest = (&'static str, fn(&Testbed) -> Result<()>);
-
-/// Names the file with the prepared testbed, for the process in the emulated host.
-const PREPARED: &str = "NIXVMM_TESTBED_PREPARED";
 
 /// What all guest tests together may take in an emulated host.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -40,7 +37,9 @@ fn host_trials() -> Vec<Trial> {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let ended = match env::var_os(PREPARED) {
-        Some(path) => run_guest_tests(&arguments, Path::new(&path)),
+        Some(path) => {
+            Testbed::load(Path::new(&path)).and_then(|testbed| run_guest_tests(&arguments, testbed))
+        }
         None => run(&arguments),
     };
     ended.unwrap_or_else(|error| {
@@ -75,28 +74,20 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn boot_guests(arguments: &Arguments) -> Result<ExitCode> {
     let cache = Cache::open()?;
     let testbed = Testbed::prepare(&cache)?;
-    let folder = tempfile::tempdir_in(cache.root())?;
-    let prepared = folder.path().join("testbed.json");
-    testbed.save(&prepared)?;
     if !emulated_host::is_needed() {
-        return run_guest_tests(arguments, &prepared);
+        return run_guest_tests(arguments, testbed);
     }
-
-    let host = EmulatedHost::prepare(&cache)?;
-    let own = env::current_exe()?.canonicalize()?;
-    let mut command = vec![own.to_str().context("a path that is no UTF-8")?.to_owned()];
-    command.extend(env::args().skip(1));
+    let mut words: Vec<String> = env::args().skip(1).collect();
     if arguments.color.is_none() && !io::stdout().is_terminal() {
-        command.push("--color=never".to_owned());
+        words.push("--color=never".to_owned());
     }
-    let environment = vec![(PREPARED, prepared.display().to_string())];
     progress("KVM is not usable here: booting an emulated host for the guest tests");
-    host.run(&Job { command, environment, interactive: false, limit: LIMIT })
+    testbed.run_again(&cache, &words, false, LIMIT)
 }
 
 /// Runs the guest tests on this machine.
-fn run_guest_tests(arguments: &Arguments, prepared: &Path) -> Result<ExitCode> {
-    let testbed: &'static Testbed = Box::leak(Box::new(Testbed::load(prepared)?));
+fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> {
+    let testbed: &'static Testbed = Box::leak(Box::new(testbed));
     let mut arguments = arguments.clone();
     // Guests of several tests at once would share two processors.
     arguments.test_threads = arguments.test_threads.or(Some(1));

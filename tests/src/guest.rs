@@ -78,16 +78,22 @@ impl Launch {
         self
     }
 
+    /// The command as it is, for who wants to start it differently.
+    pub fn into_command(mut self) -> Command {
+        if !self.command_line.is_empty() {
+            self.command.arg("--cmdline").arg(&self.command_line);
+        }
+        self.command
+    }
+
     /// Starts it with its standard streams as the guest's console.
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn start(mut self) -> Result<Guest> {
-        if !self.command_line.is_empty() {
-            self.command.arg("--cmdline").arg(&self.command_line);
-        }
-        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = self.command.spawn().context("nixvmm cannot be started")?;
+    pub fn start(self) -> Result<Guest> {
+        let mut command = self.into_command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().context("nixvmm cannot be started")?;
         let output = process.stdout.take().context("no standard output")?;
         let errors = process.stderr.take().context("no standard error")?;
         let console = Terminal::new(output, process.stdin.take());

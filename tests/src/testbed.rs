@@ -1,17 +1,23 @@
 //! What does a test boot? Everything that is fetched or built, as paths: made once before the first
 //! guest, and handed as a file to the process that runs the tests in the emulated host.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
+use crate::emulated_host::{EmulatedHost, Job};
 use crate::kernel::Kernel;
 use crate::nixos_guest::NixosGuest;
 use crate::packages::{self, Program};
 use crate::{program, tiny_guest, tool};
+
+/// Names the file with the prepared testbed, for a process in the emulated host.
+pub const PREPARED: &str = "NIXVMM_TESTBED_PREPARED";
 
 /// All that guests are made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,6 +51,30 @@ impl Testbed {
         let tiny = tiny_guest::initramfs(cache, &kernel)?;
         let nixos = NixosGuest::prepare(cache, &kernel)?;
         Ok(Self { program, bzimage: kernel.image, vmlinux, tiny, nixos })
+    }
+
+    /// Runs this program again in the emulated host, with `arguments`, and returns its exit status.
+    /// It finds this testbed in the file that [`PREPARED`] names. `interactive` and `limit` are a
+    /// [`Job`]'s.
+    ///
+    /// # Errors
+    /// When the emulated host cannot be prepared or does not come to an end.
+    pub fn run_again(
+        &self,
+        cache: &Cache,
+        arguments: &[String],
+        interactive: bool,
+        limit: Duration,
+    ) -> Result<ExitCode> {
+        let host = EmulatedHost::prepare(cache)?;
+        let folder = tempfile::tempdir_in(cache.root())?;
+        let prepared = folder.path().join("testbed.json");
+        self.save(&prepared)?;
+        let own = env::current_exe()?.canonicalize()?;
+        let mut command = vec![own.to_str().context("a path that is no UTF-8")?.to_owned()];
+        command.extend_from_slice(arguments);
+        let environment = vec![(PREPARED, prepared.display().to_string())];
+        host.run(&Job { command, environment, interactive, limit })
     }
 
     /// Writes it to `path`.

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::AtomicU16;
 
@@ -234,6 +234,29 @@ impl GuestSlice {
         len
     }
 
+    /// Fills the slice with the bytes of `file` from `offset`, whatever the file's own position is.
+    pub fn read_file(self, file: &File, offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(rest) = self.sub_slice(done, self.len - done).filter(|rest| rest.len > 0) {
+            let position = i64::try_from(offset.saturating_add(done as u64))
+                .map_err(|_| io::ErrorKind::InvalidInput)?;
+            let descriptor = file.as_raw_fd();
+            // SAFETY: `rest` is mapped and writable; the kernel writes at most its length.
+            let count = unsafe { libc::pread(descriptor, rest.pointer.cast(), rest.len, position) };
+            match usize::try_from(count) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sets every byte to `value`.
     pub fn fill(self, value: u8) {
         // SAFETY: the slice is mapped and writable.
@@ -406,6 +429,19 @@ mod test {
         assert_eq!(slice.read::<u16>(2), Some(9));
         assert!(slice.atomic_u16(3).is_none());
         assert!(slice.atomic_u16(16).is_none());
+    }
+
+    #[test]
+    fn files_are_read_by_position_and_an_early_end_is_an_error() {
+        use std::os::unix::fs::FileExt;
+        let memory = two_regions(Backing::default());
+        let file = File::from(rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(b"0123456789", 0).unwrap();
+        let slice = memory.slice(GuestAddress(0x1000), 6).unwrap();
+        slice.read_file(&file, 3).unwrap();
+        assert_eq!(memory.read::<[u8; 8]>(GuestAddress(0x1000)), Ok(*b"345678\0\0"));
+        let error = slice.read_file(&file, 5).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -1,5 +1,12 @@
 //! The kernel's command line.
 
+use arch::memory::{GuestAddress, GuestMemory};
+use arch::target::layout::COMMAND_LINE;
+
+/// What fits beside the terminating NUL in the place for command lines, in bytes.
+#[expect(clippy::cast_possible_truncation, reason = "64 KiB fit any usize")]
+const PLACE_MAX: usize = (COMMAND_LINE.end - COMMAND_LINE.start - 1) as usize;
+
 /// A command line that no kernel would read as it was meant.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -19,6 +26,32 @@ pub enum Error {
         /// Its position in bytes.
         offset: usize,
     },
+}
+
+/// Writes the command line where kernels find it; `max` is what the kernel takes, in bytes.
+pub(crate) fn write(
+    memory: GuestMemory,
+    command_line: &str,
+    max: usize,
+) -> Result<(), crate::Error> {
+    check(command_line, max)?;
+    let mut bytes = Vec::with_capacity(command_line.len() + 1);
+    bytes.extend_from_slice(command_line.as_bytes());
+    bytes.push(0);
+    memory.write_bytes(GuestAddress(COMMAND_LINE.start), &bytes)?;
+    Ok(())
+}
+
+fn check(command_line: &str, max: usize) -> Result<(), Error> {
+    let (len, limit) = (command_line.len(), max.min(PLACE_MAX));
+    if len > limit {
+        return Err(Error::TooLong { len, limit });
+    }
+    let control = |(_, byte): &(usize, u8)| byte.is_ascii_control() && *byte != b'\t';
+    match command_line.bytes().enumerate().find(control) {
+        Some((offset, byte)) => Err(Error::ControlCharacter { byte, offset }),
+        None => Ok(()),
+    }
 }
 
 /// Whether the command line sets `parameter` (a name like `root`, without `=`).
@@ -50,6 +83,24 @@ fn words(command_line: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn a_line_as_long_as_the_kernel_takes_passes_and_one_byte_more_is_refused() {
+        assert_eq!(check(&"a".repeat(2047), 2047), Ok(()));
+        let refusal = check(&"a".repeat(2048), 2047).unwrap_err();
+        assert_eq!(refusal, Error::TooLong { len: 2048, limit: 2047 });
+        let text = refusal.to_string();
+        assert!(text.contains("2048") && text.contains("2047"), "{text}");
+        assert!(check(&"a".repeat(0x1_0000), usize::MAX).is_err());
+    }
+
+    #[test]
+    fn control_characters_are_refused_with_their_place() {
+        let refusal = |byte, offset| Err(Error::ControlCharacter { byte, offset });
+        assert_eq!(check("quiet\0 init=/x", 99), refusal(0, 5));
+        assert_eq!(check("quiet\n", 99), refusal(b'\n', 5));
+        assert_eq!(check("a\tb=\u{e4}", 99), Ok(()));
+    }
 
     #[test]
     fn finds_parameters_by_their_whole_name() {

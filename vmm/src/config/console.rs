@@ -1,6 +1,6 @@
 //! Where a console or serial port goes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,18 @@ pub enum Console {
         /// Where it listens.
         path: PathBuf,
     },
+}
+
+impl Console {
+    /// The path that it takes for itself.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Off | Self::Stdio => None,
+            Self::Pty { link } => link.as_deref(),
+            Self::File { path } | Self::Socket { path } => Some(path),
+        }
+    }
 }
 
 /// A [`Console`] as JSON has it. An enum with fields would let unknown keys pass in kinds without.

@@ -6,6 +6,11 @@
 
 mod byte_size;
 mod console;
+mod files;
+mod layers;
+mod names;
+mod resolve;
+mod root;
 
 use std::path::PathBuf;
 
@@ -14,6 +19,9 @@ use uuid::Uuid;
 
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use console::Console;
+pub use files::MAX_SOCKET_PATH_BYTES;
+pub use names::nearest;
+pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
 
 /// One machine: everything that `nixvmm run` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,183 @@
+//! From what the user wrote to a machine that can be built, or to the reason why it cannot.
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::files::{self, Access};
+use super::{ByteSize, Config, Console, Disk, root};
+
+/// Most processors: xAPIC ids are 8 bits wide and 255 addresses all of them at once.
+pub const MAX_CPUS: u32 = 254;
+
+/// Least RAM: below it no kernel of today finds room to unpack itself.
+pub const MIN_MEMORY: ByteSize = ByteSize(16 << 20);
+
+/// RAM comes in pages.
+const PAGE_BYTES: u64 = 4096;
+
+/// Longest disk serial (virtio 1.3, 5.2.6.1: VIRTIO_BLK_T_GET_ID).
+pub const MAX_SERIAL_BYTES: usize = 20;
+
+/// Most OEM strings: their count in SMBIOS type 11 is one byte.
+const MAX_OEM_STRINGS: usize = 255;
+
+/// Longest OEM strings together: an SMBIOS structure table of 64 KiB holds them and the rest.
+const MAX_OEM_BYTES: usize = 60 << 10;
+
+impl Config {
+    /// Checks everything that can be known before the machine is built, makes paths absolute, turns
+    /// `root` into the first disk and completes the kernel command line.
+    ///
+    /// A resolved machine resolves to itself.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, with its flag, its value and the remedy.
+    pub fn resolve(mut self) -> Result<Self> {
+        self.resolve_boot_files()?;
+        self.resolve_root()?;
+        self.resolve_disks()?;
+        self.check_processors_and_memory()?;
+        self.resolve_consoles()?;
+        self.check_smbios()?;
+        self.complete_command_line()?;
+        Ok(self)
+    }
+
+    fn resolve_boot_files(&mut self) -> Result<()> {
+        if self.kernel.as_os_str().is_empty() {
+            bail!("no kernel: give --kernel FILE, a bzImage or an ELF vmlinux");
+        }
+        files::resolve_regular("--kernel", &mut self.kernel)?;
+        self.initrd.as_mut().map_or(Ok(()), |path| files::resolve_regular("--initrd", path))
+    }
+
+    fn resolve_root(&mut self) -> Result<()> {
+        let Some(mut path) = self.root.take() else { return Ok(()) };
+        files::resolve_image("--root", &mut path, Access::Read)?;
+        let file_system = root::file_system(&path)
+            .with_context(|| format!("--root {}", path.display()))?;
+        if self.initrd.is_none() {
+            root::mount(&mut self.cmdline, file_system);
+        }
+        let serial = Some(root::SERIAL.to_owned());
+        self.disks.insert(0, Disk { readonly: true, serial, ..Disk::new(path) });
+        Ok(())
+    }
+
+    fn resolve_disks(&mut self) -> Result<()> {
+        let mut seen = Vec::<(files::Identity, &Disk)>::new();
+        for disk in &mut self.disks {
+            let access = if disk.readonly { Access::Read } else { Access::ReadWrite };
+            let identity = files::resolve_image("--disk", &mut disk.path, access)?;
+            let path = disk.path.display();
+            check_serial(disk).with_context(|| format!("--disk {path}"))?;
+            for (other_identity, other) in &seen {
+                ensure!(
+                    identity != *other_identity || (disk.readonly && other.readonly),
+                    "--disk {path}: a writable disk is given twice, also as {}: \
+                     give it once, or readonly each time",
+                    other.path.display(),
+                );
+                ensure!(
+                    disk.serial.is_none() || disk.serial != other.serial,
+                    "--disk {path}: serial \"{}\" is also that of {}: each disk needs its own",
+                    disk.serial.as_deref().unwrap_or_default(),
+                    other.path.display(),
+                );
+            }
+            seen.push((identity, disk));
+        }
+        Ok(())
+    }
+
+    fn check_processors_and_memory(&self) -> Result<()> {
+        ensure!(
+            (1..=MAX_CPUS).contains(&self.cpus),
+            "--cpus {}: a machine has 1 to {MAX_CPUS} processors",
+            self.cpus,
+        );
+        let size = self.memory.size;
+        ensure!(size >= MIN_MEMORY, "--memory {size}: too little, give at least {MIN_MEMORY}");
+        let page = self.memory.hugepages.map_or(PAGE_BYTES, |pages| pages.bytes());
+        ensure!(
+            size.0.is_multiple_of(page),
+            "--memory {size}: not a multiple of its pages of {}, the next larger size is {}",
+            ByteSize(page),
+            ByteSize(size.0.checked_next_multiple_of(page).unwrap_or(u64::MAX - page + 1)),
+        );
+        Ok(())
+    }
+
+    fn resolve_consoles(&mut self) -> Result<()> {
+        for (flag, console) in [("--console", &mut self.console), ("--serial", &mut self.serial)] {
+            match console {
+                Console::Off | Console::Stdio | Console::Pty { link: None } => {}
+                Console::Pty { link: Some(link) } => files::resolve_link(flag, link)?,
+                Console::File { path } => files::resolve_output(flag, path)?,
+                Console::Socket { path } => files::resolve_socket(flag, path)?,
+            }
+        }
+        let taken = match (&self.console, &self.serial) {
+            (Console::Stdio, Console::Stdio) => "standard input and output".to_owned(),
+            (one, other) => match (one.path(), other.path()) {
+                (Some(one), Some(other)) if one == other => one.display().to_string(),
+                _ => return Ok(()),
+            },
+        };
+        bail!("--serial: {taken} is already the place of --console: give one of them another")
+    }
+
+    fn check_smbios(&self) -> Result<()> {
+        let strings = &self.smbios.oem_strings;
+        ensure!(
+            strings.len() <= MAX_OEM_STRINGS,
+            "--oem-string: {} strings, and SMBIOS has room for {MAX_OEM_STRINGS}",
+            strings.len(),
+        );
+        for string in strings {
+            ensure!(
+                !string.is_empty() && !string.contains('\0'),
+                "--oem-string \"{}\": SMBIOS can hold no empty string and none with a NUL",
+                string.escape_default(),
+            );
+        }
+        let bytes: usize = strings.iter().map(String::len).sum();
+        ensure!(
+            bytes <= MAX_OEM_BYTES,
+            "--oem-string: {bytes} bytes together, and SMBIOS has room for {MAX_OEM_BYTES}: \
+             give large data by a disk",
+        );
+        Ok(())
+    }
+
+    /// The kernel shall print on the console that there is, unless it is told where.
+    fn complete_command_line(&mut self) -> Result<()> {
+        ensure!(
+            !self.cmdline.contains(['\0', '\n']),
+            "--cmdline \"{}\": a kernel command line is one line without NUL",
+            self.cmdline.escape_default(),
+        );
+        if self.console != Console::Off && !root::has_parameter(&self.cmdline, "console") {
+            root::append(&mut self.cmdline, "console=hvc0");
+        }
+        Ok(())
+    }
+}
+
+/// A serial must survive its way into a udev link (`/dev/disk/by-id/virtio-SERIAL`).
+fn check_serial(disk: &Disk) -> Result<()> {
+    let Some(serial) = &disk.serial else { return Ok(()) };
+    ensure!(
+        (1..=MAX_SERIAL_BYTES).contains(&serial.len()),
+        "serial \"{serial}\": a serial has 1 to {MAX_SERIAL_BYTES} bytes",
+    );
+    ensure!(
+        serial.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'),
+        "serial \"{}\": a serial has printable ASCII without spaces and slashes",
+        serial.escape_default(),
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod test;

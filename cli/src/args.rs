@@ -1,48 +1,207 @@
-//! The command line: flags as typed, and what they make of a [`Config`].
+//! The command line as it is typed, and the machine that it describes.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
-use vmm::config::{ByteSize, Config, Disk, Memory};
+use anyhow::Result;
+use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use log::LevelFilter;
+use vmm::config::{BootProtocol, Config, Console, Disk, OnReboot, Transport};
+
+use crate::devices::{self, MemoryChange};
+use crate::key_values::on_or_off;
 
 /// A virtual machine monitor for lightweight NixOS guests.
 #[derive(Debug, Parser)]
-#[command(version)]
-pub(crate) struct Args {
-    /// Kernel to boot: a bzImage or an ELF vmlinux.
+#[command(name = "nixvmm", version, disable_help_subcommand = true)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "`run` may be left out: `nixvmm --kernel FILE …` runs a guest. \
+                        `nixvmm run --help` tells of its flags.")]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a guest; this word may be left out.
+    Run(Machine),
+    /// Validates a machine and prints it as JSON, as --config takes it.
+    Check(Machine),
+    /// Takes the ELF kernel out of a bzImage, so that no guest has to unpack it at each boot.
+    UnpackKernel {
+        /// The compressed kernel.
+        bzimage: PathBuf,
+        /// The ELF to write; - is standard output.
+        vmlinux: PathBuf,
+    },
+    /// Prints completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page, for man(1).
+    Man,
+}
+
+/// A machine as flags; each has the name of its key in a configuration file.
+#[derive(Args, Debug)]
+pub(crate) struct Machine {
+    /// Kernel: a bzImage or an ELF vmlinux.
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// Initial RAM disk.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// Kernel command line.
-    #[arg(long, default_value = "")]
-    cmdline: String,
-    /// Read-only file system image that becomes the first disk.
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// How the kernel is entered [default: auto].
+    #[arg(long, value_name = "PROTOCOL", value_parser = named::<BootProtocol>(&["auto", "linux", "pvh"]))]
+    boot_protocol: Option<BootProtocol>,
+    /// Read-only file system image (erofs or squashfs) that becomes the first disk.
     #[arg(long, value_name = "FILE")]
     root: Option<PathBuf>,
-    /// A further disk.
-    #[arg(long, value_name = "FILE")]
-    disk: Vec<PathBuf>,
-    /// Number of virtual processors.
-    #[arg(long, default_value_t = 1)]
-    cpus: u32,
-    /// RAM of the guest.
-    #[arg(long, default_value = "512M")]
-    memory: ByteSize,
+    /// A raw image or block device; may be given more than once, and adds to the disks of --config.
+    #[arg(
+        long = "disk",
+        value_name = "[path=]FILE[,readonly][,serial=ID][,direct][,engine=auto|uring|sync]",
+        value_parser = devices::disk
+    )]
+    disks: Vec<Disk>,
+    /// Number of virtual processors [default: 1].
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<u32>,
+    /// RAM of the guest [default: 512M].
+    #[arg(
+        long,
+        value_name = "[size=]SIZE[,shared][,hugepages=2M|1G][,prealloc]",
+        value_parser = devices::memory
+    )]
+    memory: Option<MemoryChange>,
+    /// Where the virtio console (hvc0) goes [default: stdio].
+    #[arg(
+        long,
+        value_name = "off|stdio|pty[,link=LINK]|file,path=FILE|socket,path=SOCKET",
+        value_parser = devices::console
+    )]
+    console: Option<Console>,
+    /// Where a 16550 serial port (ttyS0) goes, as --console [default: off].
+    #[arg(long, value_name = "PLACE", value_parser = devices::console)]
+    serial: Option<Console>,
+    /// Virtio entropy device [default: on].
+    #[arg(long, value_name = "on|off", value_parser = switch())]
+    rng: Option<bool>,
+    /// Bus of the virtio devices [default: pci].
+    #[arg(long, value_name = "BUS", value_parser = named::<Transport>(&["pci", "mmio"]))]
+    transport: Option<Transport>,
+    /// System UUID in SMBIOS.
+    #[arg(long, value_name = "UUID")]
+    uuid: Option<uuid::Uuid>,
+    /// OEM string in SMBIOS, such as io.systemd.credential:NAME=VALUE; adds to those of --config.
+    #[arg(long = "oem-string", value_name = "TEXT")]
+    oem_strings: Vec<String>,
+    /// What a reboot by the guest does [default: restart].
+    #[arg(long, value_name = "ACTION", value_parser = named::<OnReboot>(&["restart", "exit"]))]
+    on_reboot: Option<OnReboot>,
+    /// Seconds from the power button to the hard end [default: 80].
+    #[arg(long, value_name = "SECONDS")]
+    shutdown_timeout: Option<u32>,
+    /// Whether seccomp, landlock and empty capabilities confine every thread [default: on].
+    #[arg(long, value_name = "on|off", value_parser = switch())]
+    sandbox: Option<bool>,
+    /// Tells on standard error where start-up time went.
+    #[arg(long)]
+    timing: bool,
+    /// Machine as JSON; of several files, later ones win, and flags win over all.
+    #[arg(long = "config", value_name = "FILE")]
+    configs: Vec<PathBuf>,
+    /// What is logged on standard error [default: info].
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        value_parser = named::<LevelFilter>(&["off", "error", "warn", "info", "debug", "trace"])
+    )]
+    pub(crate) log_level: Option<LevelFilter>,
 }
 
-impl Args {
-    pub(crate) fn into_config(self) -> Config {
-        Config {
-            kernel: self.kernel,
-            initrd: self.initrd,
-            cmdline: self.cmdline,
-            root: self.root,
-            disks: self.disk.into_iter().map(Disk::new).collect(),
-            cpus: self.cpus,
-            memory: Memory { size: self.memory, ..Memory::default() },
-            ..Config::default()
-        }
+impl CommandLine {
+    /// Reads the process's arguments; prints what is wrong with them and ends the process with
+    /// status 2, or prints the help that they ask for and ends it with 0.
+    pub(crate) fn from_arguments() -> Self {
+        Self::parse_from(with_command(std::env::args_os()))
+    }
+
+    /// The definitions for a manual page or completions: flags of `run` stand at the top too.
+    pub(crate) fn flat() -> clap::Command {
+        let mut command = Self::command();
+        command.build();
+        let flags: Vec<_> = command
+            .find_subcommand("run")
+            .into_iter()
+            .flat_map(|run| run.get_arguments().filter(|flag| flag.get_id() != "help").cloned())
+            .collect();
+        command.args(flags)
     }
 }
+
+impl Machine {
+    /// The machine that files and flags describe together.
+    pub(crate) fn config(self) -> Result<Config> {
+        let mut config = Config::from_files(&self.configs)?;
+        replace(&mut config.kernel, self.kernel);
+        config.initrd = self.initrd.or(config.initrd);
+        replace(&mut config.cmdline, self.cmdline);
+        replace(&mut config.boot_protocol, self.boot_protocol);
+        config.root = self.root.or(config.root);
+        config.disks.extend(self.disks);
+        replace(&mut config.cpus, self.cpus);
+        if let Some(change) = self.memory {
+            change.apply(&mut config.memory);
+        }
+        replace(&mut config.console, self.console);
+        replace(&mut config.serial, self.serial);
+        replace(&mut config.rng, self.rng);
+        replace(&mut config.transport, self.transport);
+        config.smbios.uuid = self.uuid.or(config.smbios.uuid);
+        config.smbios.oem_strings.extend(self.oem_strings);
+        replace(&mut config.on_reboot, self.on_reboot);
+        replace(&mut config.shutdown_timeout, self.shutdown_timeout);
+        replace(&mut config.sandbox, self.sandbox);
+        config.timing |= self.timing;
+        Ok(config)
+    }
+}
+
+fn replace<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+/// Puts `run` where no command is named: before a first argument that is a flag.
+fn with_command(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<_> = arguments.collect();
+    let flag =
+        arguments.get(1).and_then(|first| first.to_str()).filter(|text| text.starts_with('-'));
+    if flag.is_some_and(|flag| !["-h", "--help", "-V", "--version"].contains(&flag)) {
+        arguments.insert(1, "run".into());
+    }
+    arguments
+}
+
+/// A value that has one of `names`.
+fn named<T>(names: &'static [&'static str]) -> ValueParser
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>()).into()
+}
+
+fn switch() -> ValueParser {
+    PossibleValuesParser::new(["on", "off"]).try_map(|text| on_or_off(&text)).into()
+}
+
+#[cfg(test)]
+mod test;

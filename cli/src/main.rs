@@ -1,17 +1,72 @@
 //! What did the user ask for?
+//!
+//! Standard output has data only; messages go to standard error. Exit statuses are in the manual
+//! page (`nixvmm man`).
 
 mod args;
+mod devices;
+mod key_values;
+mod log;
+mod manual;
+mod terminal;
+mod unpack;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use ::log::LevelFilter;
+use anyhow::{Context as _, Result};
+use vmm::config::{Config, Console};
+
+use crate::args::{Command, CommandLine, Machine};
+use crate::terminal::RawTerminal;
+
+/// The status of a wrong command line, clap's too.
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    match vmm::run(args::Args::parse().into_config()) {
-        Ok(exit) => ExitCode::from(exit.status()),
+    match CommandLine::from_arguments().command {
+        Command::Run(machine) => with_machine(machine, run),
+        Command::Check(machine) => with_machine(machine, print),
+        Command::UnpackKernel { bzimage, vmlinux } => {
+            ended(unpack::unpack_kernel(&bzimage, &vmlinux).map(|()| 0))
+        }
+        Command::Completions { shell } => ended(manual::print_completions(shell).map(|()| 0)),
+        Command::Man => ended(manual::print_page().map(|()| 0)),
+    }
+}
+
+fn with_machine(machine: Machine, act: fn(Config) -> Result<u8>) -> ExitCode {
+    log::start(machine.log_level.unwrap_or(LevelFilter::Info));
+    match machine.config().and_then(Config::resolve) {
+        Ok(config) => ended(act(config)),
         Err(error) => {
-            eprintln!("nixvmm: error: {error:#}");
-            ExitCode::FAILURE
+            log::report(&error);
+            USAGE.into()
         }
     }
+}
+
+fn run(config: Config) -> Result<u8> {
+    let stdio = [&config.console, &config.serial].contains(&&Console::Stdio);
+    let _terminal =
+        if stdio { RawTerminal::new().context("cannot make the terminal raw")? } else { None };
+    vmm::run(config).map(vmm::Exit::status)
+}
+
+fn print(config: Config) -> Result<u8> {
+    let mut text = serde_json::to_string_pretty(&config).context("cannot be written as JSON")?;
+    text.push('\n');
+    io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(0)
+}
+
+fn ended(result: Result<u8>) -> ExitCode {
+    result.map_or_else(
+        |error| {
+            log::report(&error);
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    )
 }

@@ -51,7 +51,11 @@ pub(super) fn resolve_image(flag: &str, path: &mut PathBuf, access: Access) -> R
             check_length(&file)?;
         }
         let write = access == Access::ReadWrite;
-        OpenOptions::new().read(true).write(write).open(path).map_err(|error| refusal(&error, write))?;
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .open(path)
+            .map_err(|error| refusal(&error, write))?;
         Ok(Identity {
             block_device,
             device: if block_device { file.rdev() } else { file.dev() },
@@ -96,11 +100,7 @@ pub(super) fn resolve_link(flag: &str, path: &mut PathBuf) -> Result<()> {
 }
 
 /// Makes `path` absolute and puts it, as the user wrote it, before any complaint about it.
-fn resolve<T>(
-    flag: &str,
-    path: &mut PathBuf,
-    check: impl FnOnce(&Path) -> Result<T>,
-) -> Result<T> {
+fn resolve<T>(flag: &str, path: &mut PathBuf, check: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     ensure!(!path.as_os_str().is_empty(), "{flag}: the path is empty");
     let context = || format!("{flag} {}", path.display());
     let absolute = std::path::absolute(&path).with_context(context)?;
@@ -129,7 +129,7 @@ fn check_length(file: &Metadata) -> Result<()> {
     Ok(())
 }
 
-fn refusal(error: &io::Error, write: bool) -> anyhow::Error {
+pub(super) fn refusal(error: &io::Error, write: bool) -> anyhow::Error {
     let remedy = match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if write => {
             ": make it writable or add `readonly`"

@@ -34,12 +34,13 @@ impl Config {
     /// The first thing that is wrong, with its flag, its value and the remedy.
     pub fn resolve(mut self) -> Result<Self> {
         self.resolve_boot_files()?;
+        self.check_command_line()?;
         self.resolve_root()?;
         self.resolve_disks()?;
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
         self.check_smbios()?;
-        self.complete_command_line()?;
+        self.name_console();
         Ok(self)
     }
 
@@ -54,8 +55,8 @@ impl Config {
     fn resolve_root(&mut self) -> Result<()> {
         let Some(mut path) = self.root.take() else { return Ok(()) };
         files::resolve_image("--root", &mut path, Access::Read)?;
-        let file_system = root::file_system(&path)
-            .with_context(|| format!("--root {}", path.display()))?;
+        let file_system =
+            root::file_system(&path).with_context(|| format!("--root {}", path.display()))?;
         if self.initrd.is_none() {
             root::mount(&mut self.cmdline, file_system);
         }
@@ -150,17 +151,25 @@ impl Config {
         Ok(())
     }
 
-    /// The kernel shall print on the console that there is, unless it is told where.
-    fn complete_command_line(&mut self) -> Result<()> {
+    fn check_command_line(&self) -> Result<()> {
         ensure!(
-            !self.cmdline.contains(['\0', '\n']),
-            "--cmdline \"{}\": a kernel command line is one line without NUL",
+            !self.cmdline.contains(|letter: char| letter.is_ascii_control()),
+            "--cmdline \"{}\": a kernel command line has no control characters",
             self.cmdline.escape_default(),
         );
+        ensure!(
+            self.cmdline.matches('"').count().is_multiple_of(2),
+            "--cmdline '{}': a quote is not closed",
+            self.cmdline,
+        );
+        Ok(())
+    }
+
+    /// The kernel shall print on the console that there is, unless it is told where.
+    fn name_console(&mut self) {
         if self.console != Console::Off && !root::has_parameter(&self.cmdline, "console") {
             root::append(&mut self.cmdline, "console=hvc0");
         }
-        Ok(())
     }
 }
 

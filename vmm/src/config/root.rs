@@ -34,20 +34,27 @@ pub(super) fn mount(command_line: &mut String, file_system: &str) {
     }
 }
 
-/// Adds parameters after those that there are; before the arguments of init, which follow ` -- `.
+/// Adds parameters after those that there are, before the arguments of init, which follow `--`.
 pub(super) fn append(command_line: &mut String, parameters: &str) {
-    let (kernel, init) = match command_line.split_once(" -- ") {
-        Some((kernel, init)) => (kernel.trim_end(), Some(init)),
-        None => (command_line.trim_end(), None),
-    };
-    let mut line = String::from(kernel);
-    if !line.is_empty() {
-        line.push(' ');
+    let end = end_of_parameters(command_line);
+    let (kernel, init) = command_line.split_at_checked(end).unwrap_or((command_line, ""));
+    let words = [kernel.trim_end(), parameters, init.trim_start()];
+    *command_line =
+        words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ");
+}
+
+/// Where the word `--` outside quotes is, or the end.
+fn end_of_parameters(command_line: &str) -> usize {
+    let mut quoted = false;
+    let mut start = 0;
+    for (index, byte) in command_line.bytes().chain([b' ']).enumerate() {
+        quoted ^= byte == b'"';
+        if byte.is_ascii_whitespace() && !quoted {
+            if command_line.get(start..index) == Some("--") {
+                return start;
+            }
+            start = index + 1;
+        }
     }
-    line.push_str(parameters);
-    if let Some(init) = init {
-        line.push_str(" -- ");
-        line.push_str(init);
-    }
-    *command_line = line;
+    command_line.len()
 }

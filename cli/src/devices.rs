@@ -1,0 +1,148 @@
+//! What device flags say.
+
+use std::path::PathBuf;
+
+use vmm::config::{ByteSize, Console, Disk, HugePages, Memory};
+
+use crate::key_values::KeyValues;
+
+/// The keys of `--disk`.
+pub(crate) fn disk(text: &str) -> Result<Disk, String> {
+    let items = KeyValues::parse(text, &["path", "readonly", "serial", "direct", "engine"])?;
+    Ok(Disk {
+        path: items.required("path")?,
+        readonly: items.switch("readonly")?.unwrap_or_default(),
+        serial: items.value("serial")?,
+        direct: items.switch("direct")?.unwrap_or_default(),
+        engine: items.value("engine")?.unwrap_or_default(),
+    })
+}
+
+/// What `--memory` changes.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryChange {
+    size: Option<ByteSize>,
+    shared: Option<bool>,
+    hugepages: Option<HugePages>,
+    prealloc: Option<bool>,
+}
+
+/// The keys of `--memory`.
+pub(crate) fn memory(text: &str) -> Result<MemoryChange, String> {
+    let items = KeyValues::parse(text, &["size", "shared", "hugepages", "prealloc"])?;
+    Ok(MemoryChange {
+        size: items.value("size")?,
+        shared: items.switch("shared")?,
+        hugepages: items.value("hugepages")?,
+        prealloc: items.switch("prealloc")?,
+    })
+}
+
+impl MemoryChange {
+    /// Changes what was given and leaves the rest.
+    pub(crate) fn apply(self, memory: &mut Memory) {
+        memory.size = self.size.unwrap_or(memory.size);
+        memory.shared = self.shared.unwrap_or(memory.shared);
+        memory.hugepages = self.hugepages.or(memory.hugepages);
+        memory.prealloc = self.prealloc.unwrap_or(memory.prealloc);
+    }
+}
+
+/// The keys of `--console` and `--serial`.
+pub(crate) fn console(text: &str) -> Result<Console, String> {
+    let items = KeyValues::parse(text, &["kind", "path", "link"])?;
+    let kind: String = items.required("kind")?;
+    let path: Option<PathBuf> = items.value("path")?;
+    let link: Option<PathBuf> = items.value("link")?;
+    match (kind.as_str(), path, link) {
+        ("off", None, None) => Ok(Console::Off),
+        ("stdio", None, None) => Ok(Console::Stdio),
+        ("pty", None, link) => Ok(Console::Pty { link }),
+        ("file", Some(path), None) => Ok(Console::File { path }),
+        ("socket", Some(path), None) => Ok(Console::Socket { path }),
+        ("file" | "socket", None, _) => Err(format!("a path is missing: {kind},path=FILE")),
+        ("off" | "stdio" | "pty", Some(_), _) => Err(format!("{kind} takes no path")),
+        ("off" | "stdio" | "file" | "socket", _, Some(_)) => Err(format!("{kind} takes no link")),
+        _ => Err(format!(
+            "unknown kind {kind}: there are off, stdio, pty, file,path=FILE and socket,path=FILE"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use vmm::config::Engine;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_flag_has_the_keys_of_a_disk() {
+        assert_eq!(disk("a.img").unwrap(), Disk::new("a.img"));
+        assert_eq!(
+            disk("path=a.img,readonly,serial=data,direct=on,engine=sync").unwrap(),
+            Disk {
+                path: "a.img".into(),
+                readonly: true,
+                serial: Some("data".into()),
+                direct: true,
+                engine: Engine::Sync,
+            }
+        );
+        assert_eq!(disk("readonly").unwrap_err(), "path is missing: path=VALUE");
+        assert_eq!(
+            disk("a,engine=fast").unwrap_err(),
+            "engine=fast: unknown variant `fast`, expected one of `auto`, `uring`, `sync`"
+        );
+    }
+
+    #[test]
+    fn a_memory_flag_changes_only_what_it_says() {
+        let mut value = Memory { prealloc: true, ..Memory::default() };
+        memory("shared").unwrap().apply(&mut value);
+        assert_eq!(value, Memory { shared: true, prealloc: true, ..Memory::default() });
+        memory("1G,hugepages=2M,prealloc=off,shared=off").unwrap().apply(&mut value);
+        assert_eq!(
+            value,
+            Memory {
+                size: ByteSize(1 << 30),
+                shared: false,
+                hugepages: Some(HugePages::Size2M),
+                prealloc: false,
+            }
+        );
+        assert_eq!(
+            memory("1GB").unwrap_err(),
+            "size=1GB: not a size: write bytes or a binary unit, as in 4096, 512M or 4GiB"
+        );
+        assert_eq!(
+            memory("1G,hugepages=4M").unwrap_err(),
+            "hugepages=4M: unknown variant `4M`, expected `2M` or `1G`"
+        );
+    }
+
+    #[test]
+    fn a_console_flag_names_its_kind_first() {
+        for (text, expected) in [
+            ("off", Console::Off),
+            ("stdio", Console::Stdio),
+            ("pty", Console::Pty { link: None }),
+            ("pty,link=/p", Console::Pty { link: Some("/p".into()) }),
+            ("file,path=/f", Console::File { path: "/f".into() }),
+            ("kind=socket,path=/s", Console::Socket { path: "/s".into() }),
+        ] {
+            assert_eq!(console(text).unwrap(), expected, "{text}");
+        }
+        for (text, expected) in [
+            ("file", "a path is missing: file,path=FILE"),
+            ("stdio,path=/x", "stdio takes no path"),
+            ("socket,path=/x,link=/y", "socket takes no link"),
+            ("path=/x", "kind is missing: kind=VALUE"),
+            (
+                "tty",
+                "unknown kind tty: there are off, stdio, pty, file,path=FILE and socket,path=FILE",
+            ),
+        ] {
+            assert_eq!(console(text).unwrap_err(), expected, "{text}");
+        }
+    }
+}

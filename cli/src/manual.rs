@@ -1,0 +1,108 @@
+//! The manual page and shell completions, from the definitions of the command line.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::args::CommandLine;
+
+/// Prints completions for `shell`.
+pub(crate) fn print_completions(shell: Shell) -> Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::flat(), "nixvmm", &mut text);
+    Ok(io::stdout().lock().write_all(&text)?)
+}
+
+/// Prints the manual page.
+pub(crate) fn print_page() -> Result<()> {
+    Ok(io::stdout().lock().write_all(&page()?)?)
+}
+
+fn page() -> io::Result<Vec<u8>> {
+    let man = Man::new(CommandLine::flat());
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    commands().to_writer(&mut page)?;
+    sections().to_writer(&mut page)?;
+    man.render_version_section(&mut page)?;
+    Ok(page)
+}
+
+fn commands() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["COMMANDS"]);
+    for command in CommandLine::command().get_subcommands() {
+        roff.control("TP", []);
+        roff.text([bold(command.get_name())]);
+        roff.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+    }
+    roff
+}
+
+/// What each section says: paragraphs with or without a term before them.
+const SECTIONS: [(&str, &[(&str, &str)]); 3] = [
+    (
+        "EXIT STATUS",
+        &[
+            ("0", "The guest powered off, or the command did what it was asked for."),
+            ("1", "The machine could not be built, or could not go on."),
+            ("2", "The command line or a configuration file is wrong."),
+            ("3", "The guest rebooted, with --on-reboot exit."),
+            ("4", "The guest's kernel panicked."),
+            ("5", "A processor of the guest met a triple fault."),
+            ("6", "The guest did not power off in time after it was asked to."),
+            ("31 (or SIGSYS)", "The sandbox ended the process; the system call is in the log."),
+        ],
+    ),
+    (
+        "FILES",
+        &[
+            ("/dev/kvm", "Must be open to the user for reading and writing."),
+            (
+                "FILE.json",
+                "A machine, as `nixvmm check` prints it. Each key has the name of its flag; keys \
+                 that are left out have their defaults, unknown ones are refused. Of several files \
+                 later ones win key by key, lists and consoles as a whole.",
+            ),
+        ],
+    ),
+    (
+        "EXAMPLES",
+        &[
+            (
+                "nixvmm --kernel bzImage --initrd initrd --root store.erofs",
+                "A guest on this terminal; Ctrl-A x ends it.",
+            ),
+            (
+                "nixvmm --kernel vmlinux --memory 4G,hugepages=2M --cpus 4 --disk \
+                 data.img,serial=data --console socket,path=/run/guest/console",
+                "A guest with a volume, whose console waits for a client.",
+            ),
+            (
+                "nixvmm check --config guest.json --cpus 8 > resolved.json",
+                "What a configuration and a flag come to.",
+            ),
+        ],
+    ),
+];
+
+fn sections() -> Roff {
+    let mut roff = Roff::new();
+    for (title, paragraphs) in SECTIONS {
+        roff.control("SH", [title]);
+        for (term, text) in paragraphs {
+            roff.control("TP", []);
+            roff.text([bold(*term)]);
+            roff.text([roman(*text)]);
+        }
+    }
+    roff
+}

@@ -1,0 +1,373 @@
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::super::{BootProtocol, Engine, HugePages, Memory, OnReboot, Smbios, Transport};
+use super::*;
+
+/// A folder with a kernel and disks, and the smallest machine made of them.
+struct Fixture {
+    folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("kernel"), "kernel").unwrap();
+        fs::write(folder.path().join("initrd"), "initrd").unwrap();
+        for disk in ["a.img", "b.img"] {
+            fs::write(folder.path().join(disk), [0; 1024]).unwrap();
+        }
+        let mut erofs = vec![0; 4096];
+        erofs[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
+        fs::write(folder.path().join("store.erofs"), erofs).unwrap();
+        fs::write(folder.path().join("store.squashfs"), [b"hsqs".as_slice(), &[0; 508]].concat())
+            .unwrap();
+        fs::write(folder.path().join("odd.img"), [0; 513]).unwrap();
+        fs::write(folder.path().join("empty.img"), []).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn config(&self) -> Config {
+        Config { kernel: self.path("kernel"), ..Config::default() }
+    }
+
+    /// Changes the smallest machine into one that must be refused with `expected`, in which `@`
+    /// stands for the folder.
+    #[track_caller]
+    fn refused(&self, change: impl FnOnce(&mut Config), expected: &str) {
+        let mut config = self.config();
+        change(&mut config);
+        let error = format!("{:#}", config.resolve().unwrap_err());
+        let folder = self.folder.path().to_str().unwrap();
+        assert_eq!(error, expected.replace('@', folder));
+    }
+
+    fn resolved(&self, change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = self.config();
+        change(&mut config);
+        config.resolve().unwrap()
+    }
+}
+
+#[test]
+fn boot_files_must_be_readable_files() {
+    let fixture = Fixture::new();
+    fixture.refused(
+        |config| config.kernel = "".into(),
+        "no kernel: give --kernel FILE, a bzImage or an ELF vmlinux",
+    );
+    fixture.refused(
+        |config| config.kernel = fixture.path("none"),
+        "--kernel @/none: No such file or directory (os error 2)",
+    );
+    fixture.refused(
+        |config| config.initrd = Some(fixture.folder.path().into()),
+        "--initrd @: not a regular file",
+    );
+    fixture.refused(|config| config.initrd = Some("".into()), "--initrd: the path is empty");
+}
+
+#[test]
+fn a_root_image_becomes_the_first_disk_and_the_kernel_mounts_it() {
+    let fixture = Fixture::new();
+    for kind in ["erofs", "squashfs"] {
+        let image = fixture.path(&format!("store.{kind}"));
+        let config = fixture.resolved(|config| {
+            config.root = Some(image.clone());
+            config.disks = vec![Disk::new(fixture.path("a.img"))];
+        });
+        let root = Disk { readonly: true, serial: Some("root".into()), ..Disk::new(image) };
+        assert_eq!(config.disks, [root, Disk::new(fixture.path("a.img"))]);
+        assert_eq!(config.root, None);
+        assert_eq!(config.cmdline, format!("root=/dev/vda ro rootfstype={kind} console=hvc0"));
+    }
+}
+
+#[test]
+fn an_initrd_or_a_root_parameter_keeps_the_command_line() {
+    let fixture = Fixture::new();
+    let image = fixture.path("store.erofs");
+    let config = fixture.resolved(|config| {
+        config.root = Some(image.clone());
+        config.initrd = Some(fixture.path("initrd"));
+    });
+    assert_eq!(config.cmdline, "console=hvc0");
+    let config = fixture.resolved(|config| {
+        config.root = Some(image);
+        config.cmdline = "quiet root=/dev/vdb console=ttyS0 -- single".into();
+    });
+    assert_eq!(config.cmdline, "quiet root=/dev/vdb console=ttyS0 -- single");
+}
+
+#[test]
+fn parameters_come_before_the_arguments_of_init() {
+    let fixture = Fixture::new();
+    let config = fixture.resolved(|config| config.cmdline = "quiet  -- single".into());
+    assert_eq!(config.cmdline, "quiet console=hvc0 -- single");
+    let config = fixture.resolved(|config| config.cmdline = "x=\" -- \" a".into());
+    assert_eq!(config.cmdline, "x=\" -- \" a console=hvc0");
+    let config = fixture.resolved(|config| {
+        config.cmdline = " quiet".into();
+        config.console = Console::Off;
+    });
+    assert_eq!(config.cmdline, " quiet");
+}
+
+#[test]
+fn a_root_image_of_another_file_system_is_refused() {
+    let fixture = Fixture::new();
+    fixture.refused(
+        |config| config.root = Some(fixture.path("a.img")),
+        "--root @/a.img: neither erofs nor squashfs: \
+         give another file system as --disk path=FILE,readonly",
+    );
+}
+
+#[test]
+fn disks_are_images_of_whole_sectors_or_block_devices() {
+    let fixture = Fixture::new();
+    let disk = |name: &str| vec![Disk::new(fixture.path(name))];
+    fixture.refused(
+        |config| config.disks = disk("odd.img"),
+        "--disk @/odd.img: 513 bytes long, which is not a multiple of 512: \
+         `truncate --size=%512 FILE` fills the last sector with zeroes",
+    );
+    fixture.refused(
+        |config| config.disks = disk("empty.img"),
+        "--disk @/empty.img: empty: give a disk a size first, for example with truncate(1)",
+    );
+    fixture.refused(
+        |config| config.disks = vec![Disk::new("/dev/null")],
+        "--disk /dev/null: neither a regular file nor a block device, so no disk",
+    );
+    fixture.refused(
+        |config| config.disks = disk("none"),
+        "--disk @/none: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn a_refused_write_access_proposes_readonly() {
+    let error = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
+    let text = files::refusal(&error, true).to_string();
+    assert!(text.ends_with(": make it writable or add `readonly`"), "{text}");
+    assert_eq!(files::refusal(&error, false).to_string(), error.to_string());
+}
+
+#[test]
+fn a_disk_is_given_once_unless_nobody_writes_to_it() {
+    let fixture = Fixture::new();
+    fs::hard_link(fixture.path("a.img"), fixture.path("c.img")).unwrap();
+    let both = || vec![Disk::new(fixture.path("a.img")), Disk::new(fixture.path("c.img"))];
+    fixture.refused(
+        |config| config.disks = both(),
+        "--disk @/c.img: a writable disk is given twice, also as @/a.img: \
+         give it once, or readonly each time",
+    );
+    let config = fixture.resolved(|config| {
+        config.disks = both();
+        config.disks.iter_mut().for_each(|disk| disk.readonly = true);
+    });
+    assert_eq!(config.disks.len(), 2);
+}
+
+#[test]
+fn serials_are_short_printable_and_different() {
+    let fixture = Fixture::new();
+    let disk = |name: &str, serial: &str| Disk {
+        serial: Some(serial.into()),
+        ..Disk::new(fixture.path(name))
+    };
+    fixture.refused(
+        |config| config.disks = vec![disk("a.img", "data"), disk("b.img", "data")],
+        "--disk @/b.img: serial \"data\" is also that of @/a.img: each disk needs its own",
+    );
+    fixture.refused(
+        |config| {
+            config.root = Some(fixture.path("store.erofs"));
+            config.disks = vec![disk("a.img", "root")];
+        },
+        "--disk @/a.img: serial \"root\" is also that of @/store.erofs: each disk needs its own",
+    );
+    fixture.refused(
+        |config| config.disks = vec![disk("a.img", "123456789012345678901")],
+        "--disk @/a.img: serial \"123456789012345678901\": a serial has 1 to 20 bytes",
+    );
+    fixture.refused(
+        |config| config.disks = vec![disk("a.img", "a/b")],
+        "--disk @/a.img: serial \"a/b\": a serial has printable ASCII without spaces and slashes",
+    );
+}
+
+#[test]
+fn processors_and_memory_have_bounds() {
+    let fixture = Fixture::new();
+    for cpus in [0, 255] {
+        fixture.refused(
+            |config| config.cpus = cpus,
+            &format!("--cpus {cpus}: a machine has 1 to 254 processors"),
+        );
+    }
+    fixture.refused(
+        |config| config.memory.size = ByteSize(1 << 20),
+        "--memory 1M: too little, give at least 16M",
+    );
+    fixture.refused(
+        |config| config.memory.size = ByteSize((3 << 30) + 1),
+        "--memory 3221225473: not a multiple of its pages of 4K, the next larger size is 3145732K",
+    );
+    fixture.refused(
+        |config| {
+            config.memory = Memory { hugepages: Some(HugePages::Size1G), ..Memory::default() };
+        },
+        "--memory 512M: not a multiple of its pages of 1G, the next larger size is 1G",
+    );
+    fixture.refused(
+        |config| config.memory.size = ByteSize(u64::MAX),
+        "--memory 18446744073709551615: not a multiple of its pages of 4K, \
+         the next larger size is 18014398509481980K",
+    );
+}
+
+#[test]
+fn consoles_have_a_place_each() {
+    let fixture = Fixture::new();
+    fixture.refused(
+        |config| config.serial = Console::Stdio,
+        "--serial: standard input and output is already the place of --console: \
+         give one of them another",
+    );
+    fixture.refused(
+        |config| {
+            config.console = Console::File { path: fixture.path("log") };
+            config.serial = Console::File { path: fixture.path("log") };
+        },
+        "--serial: @/log is already the place of --console: give one of them another",
+    );
+    fixture.refused(
+        |config| config.console = Console::File { path: fixture.path("none/log") },
+        "--console @/none/log: the folder @/none must exist: \
+         No such file or directory (os error 2)",
+    );
+    fixture.refused(
+        |config| config.console = Console::File { path: fixture.folder.path().into() },
+        "--console @: a folder, and output needs a file",
+    );
+    fixture.refused(
+        |config| config.serial = Console::Socket { path: fixture.path("kernel") },
+        "--serial @/kernel: exists and is no socket: remove it or choose another name",
+    );
+    fixture.refused(
+        |config| config.console = Console::Pty { link: Some(fixture.path("kernel/pty")) },
+        "--console @/kernel/pty: @/kernel is no folder",
+    );
+    fixture.refused(
+        |config| config.console = Console::Pty { link: Some(fixture.path("kernel")) },
+        "--console @/kernel: exists and is no symbolic link: remove it or choose another name",
+    );
+    let long = format!("/tmp/{}", "x".repeat(103));
+    fixture.refused(
+        |config| config.console = Console::Socket { path: (&long).into() },
+        &format!(
+            "--console {long}: 108 bytes long, and a socket's path has at most 107: \
+             use a shorter folder"
+        ),
+    );
+}
+
+#[test]
+fn smbios_strings_have_bounds() {
+    let fixture = Fixture::new();
+    let strings = |strings: Vec<String>| Smbios { oem_strings: strings, ..Smbios::default() };
+    fixture.refused(
+        |config| config.smbios = strings(vec!["a\0b".into()]),
+        "--oem-string \"a\\u{0}b\": SMBIOS can hold no empty string and none with a NUL",
+    );
+    fixture.refused(
+        |config| config.smbios = strings(vec!["x".into(); 256]),
+        "--oem-string: 256 strings, and SMBIOS has room for 255",
+    );
+    fixture.refused(
+        |config| config.smbios = strings(vec!["x".repeat(40 << 10); 2]),
+        "--oem-string: 81920 bytes together, and SMBIOS has room for 61440: \
+         give large data by a disk",
+    );
+}
+
+#[test]
+fn a_command_line_is_one_line_with_closed_quotes() {
+    let fixture = Fixture::new();
+    fixture.refused(
+        |config| config.cmdline = "quiet\nsplash".into(),
+        "--cmdline \"quiet\\nsplash\": a kernel command line has no control characters",
+    );
+    fixture.refused(
+        |config| config.cmdline = "dyndbg=\"file x".into(),
+        "--cmdline 'dyndbg=\"file x': a quote is not closed",
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_resolved_machine_survives_json_and_resolves_to_itself(
+        (cpus, megabytes, shared, prealloc) in (1..=MAX_CPUS, 16_u64..1 << 20, any::<bool>(), any::<bool>()),
+        (readonly, direct, serial) in (any::<bool>(), any::<bool>(), "[a-z0-9]{1,20}"),
+        cmdline in "([ !#-~]{0,9}| -- |\"[ a-]{0,5}\"){0,4}",
+        (root, initrd, rng, timing) in any::<(bool, bool, bool, bool)>(),
+        engine in prop::sample::select(&[Engine::Auto, Engine::Uring, Engine::Sync][..]),
+        console in 0..5,
+        oem_strings in prop::collection::vec("[^\0]{1,10}", 0..3),
+        uuid in any::<Option<[u8; 16]>>(),
+    ) {
+        prop_assume!(serial != "root");
+        let fixture = Fixture::new();
+        let config = Config {
+            kernel: fixture.path("kernel"),
+            initrd: initrd.then(|| fixture.path("initrd")),
+            cmdline,
+            boot_protocol: if rng { BootProtocol::Pvh } else { BootProtocol::Linux },
+            root: root.then(|| fixture.path("store.erofs")),
+            disks: vec![
+                Disk { path: fixture.path("a.img"), readonly, serial: Some(serial), direct, engine },
+                Disk::new(fixture.path("b.img")),
+            ],
+            cpus,
+            memory: Memory {
+                size: ByteSize(megabytes << 20),
+                shared,
+                hugepages: (megabytes % 2 == 0).then_some(HugePages::Size2M),
+                prealloc,
+            },
+            console: match console {
+                0 => Console::Off,
+                1 => Console::Stdio,
+                2 => Console::Pty { link: Some(fixture.path("pty")) },
+                3 => Console::File { path: fixture.path("log") },
+                _ => Console::Socket { path: fixture.path("socket") },
+            },
+            serial: Console::Pty { link: None },
+            rng,
+            transport: if shared { Transport::Mmio } else { Transport::Pci },
+            smbios: Smbios { uuid: uuid.map(uuid::Uuid::from_bytes), oem_strings },
+            on_reboot: if direct { OnReboot::Exit } else { OnReboot::Restart },
+            shutdown_timeout: cpus,
+            sandbox: readonly,
+            timing,
+        };
+        let once = config.resolve().unwrap();
+        let text = serde_json::to_string_pretty(&once).unwrap();
+        let file = fixture.path("machine.json");
+        fs::write(&file, &text).unwrap();
+        let twice = Config::from_files(&[&file]).unwrap().resolve().unwrap();
+        prop_assert_eq!(&serde_json::to_string_pretty(&twice).unwrap(), &text);
+        prop_assert_eq!(&twice, &once);
+        let layered = Config::from_files(&[&file, Path::new(&file)]).unwrap();
+        prop_assert_eq!(layered, once);
+    }
+}

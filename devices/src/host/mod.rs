@@ -1,1 +1,4 @@
 //! The host side of devices: knows files, never virtio.
+
+pub mod entropy;
+pub mod stream;

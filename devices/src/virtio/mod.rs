@@ -5,8 +5,10 @@
 //! them, and dies at reset.
 
 pub mod chain;
+pub mod console;
 pub mod device;
 pub mod mmio;
 pub mod queue;
+pub mod rng;
 pub mod transport;
 pub mod worker;

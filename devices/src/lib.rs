@@ -11,4 +11,6 @@ pub mod interrupt;
 pub mod panic;
 pub mod power;
 pub mod serial;
+#[cfg(test)]
+mod test;
 pub mod virtio;

@@ -179,3 +179,108 @@ fn slot(offset: u64) -> Option<Slot> {
     let found = LAYOUT.iter().find(|(at, _)| *at == offset);
     found.map(|(_, slot)| *slot)
 }
+
+#[cfg(test)]
+mod test {
+    use super::super::transport::status;
+    use super::*;
+    use crate::test::LoopThread;
+    use crate::test::driver::{self, Driver};
+    use crate::test::echo::{Echo, FEATURE_ECHO};
+    use crate::test::wire::{MmioWire, Source, Wire};
+
+    fn wire(home: &LoopThread) -> MmioWire {
+        MmioWire::new(Box::new(Echo::new(1, home.handle())), driver::memory())
+    }
+
+    #[test]
+    fn says_what_it_is() {
+        let home = LoopThread::new();
+        let mut wire = wire(&home);
+        assert_eq!([0, 4].map(|offset| wire.word(offset)), [0x7472_6976, 2]);
+        assert_eq!(wire.device_kind(), 4);
+        let shared_memory = [0xb0, 0xb4, 0xb8, 0xbc].map(|offset| wire.word(offset));
+        assert_eq!(shared_memory, [u32::MAX; 4], "there is no shared memory region");
+        assert_eq!(wire.word(0xc0), 0, "queues cannot be reset on their own");
+    }
+
+    #[test]
+    fn only_aligned_words_reach_registers() {
+        let home = LoopThread::new();
+        let mut wire = wire(&home);
+        let registers = wire.registers();
+        let mut byte = [0xaa];
+        registers.read(0, &mut byte);
+        assert_eq!(byte, [0]);
+        let mut word = [0xaa; 4];
+        registers.read(1, &mut word);
+        assert_eq!(word, [0; 4]);
+        registers.write(0x70, &[1]);
+        registers.read(0x70, &mut word);
+        assert_eq!(word, [0; 4]);
+    }
+
+    #[test]
+    fn a_request_is_answered_with_an_interrupt() {
+        let home = LoopThread::new();
+        let mut driver = Driver::mmio(Box::new(Echo::new(2, home.handle())));
+        assert_eq!(driver.offered_features(), FEATURE_ECHO | 1 << 28 | 1 << 29 | 1 << 32);
+        driver.start();
+        assert_eq!(driver.request(1, &[b"to", b"gether"], &[3, 9]), b"together");
+    }
+
+    #[test]
+    fn doorbells_are_what_the_notify_register_signals() {
+        let home = LoopThread::new();
+        let mut wire = wire(&home);
+        let doorbells = wire.transport().doorbells();
+        assert_eq!(doorbells.len(), 1);
+        assert_eq!((doorbells[0].offset, doorbells[0].data), (0x50, Some(0)));
+        wire.notify(0);
+        assert!(!doorbells[0].event.take(), "the device does not run");
+    }
+
+    #[test]
+    fn an_announced_change_of_the_configuration_interrupts_and_is_seen() {
+        let home = LoopThread::new();
+        let memory = driver::memory();
+        let mut wire = MmioWire::new(Box::new(Echo::new(1, home.handle())), memory);
+        let change = wire.transport().config_change();
+        change.announce();
+        assert!(!wire.take_interrupt(Source::Config), "no driver yet");
+        let mut driver = Driver::new(Box::new(wire), memory);
+        driver.start();
+        let generation = driver.wire.read(Register::ConfigGeneration);
+        change.announce();
+        driver.wire.wait_interrupt(Source::Config);
+        assert_ne!(driver.wire.read(Register::ConfigGeneration), generation);
+        let mut config = [0; 10];
+        driver.wire.read_config(0, &mut config);
+        assert_eq!(&config, b"echo\0\0\0\x02\0\0");
+    }
+
+    #[test]
+    fn the_configuration_is_written_within_its_bounds_only() {
+        let home = LoopThread::new();
+        let mut wire = wire(&home);
+        wire.write_config(4, &[1, 2]);
+        wire.write_config(7, &[3, 4]);
+        wire.write_config(0xe00, &[5]);
+        let mut config = [0; 8];
+        wire.read_config(0, &mut config);
+        assert_eq!(&config, b"echo\x01\x02\0\0");
+    }
+
+    #[test]
+    fn a_device_that_cannot_start_needs_a_reset() {
+        let home = LoopThread::new();
+        let mut driver = Driver::mmio(Box::new(Echo::new(1, home.handle())));
+        let offered = driver.offered_features();
+        driver.negotiate(offered);
+        driver.set_status(15);
+        driver.wait_needs_reset();
+        assert_eq!(driver.status(), 15 | status::NEEDS_RESET);
+        driver.start();
+        assert_eq!(driver.request(0, &[b"again"], &[5]), b"again");
+    }
+}

@@ -1,0 +1,73 @@
+//! The guest's side of any device, for tests.
+//!
+//! A [`driver::Driver`] uses registers and rings as a guest does; [`hostile`] uses them as no guest
+//! should. Workers run on the thread of a [`LoopThread`], as they do in a machine.
+
+pub(crate) mod driver;
+pub(crate) mod echo;
+pub(crate) mod hostile;
+pub(crate) mod wire;
+
+use std::io;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use crate::event::{Event, EventLoop, EventSet, Handler, LoopHandle, Watch};
+
+/// An event loop on a thread of its own, stopped when dropped.
+pub(crate) struct LoopThread {
+    handle: LoopHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LoopThread {
+    pub(crate) fn new() -> Self {
+        let (sender, handles) = channel();
+        let thread = thread::spawn(move || {
+            let mut event_loop = EventLoop::new().unwrap();
+            sender.send(event_loop.handle()).unwrap();
+            event_loop.run().unwrap();
+        });
+        Self { handle: handles.recv().unwrap(), thread: Some(thread) }
+    }
+
+    pub(crate) fn handle(&self) -> LoopHandle {
+        self.handle.clone()
+    }
+
+    /// Returns when everything that was signalled before the call has been served.
+    pub(crate) fn settle(&self) {
+        // epoll reports files in the order in which they became ready.
+        let event = Event::new().unwrap();
+        let (served, wait) = channel();
+        let last = Last { event: event.clone(), served };
+        let _registration = self.handle.add(Box::new(last)).unwrap();
+        event.signal();
+        wait.recv().unwrap();
+    }
+}
+
+struct Last {
+    event: Event,
+    served: Sender<()>,
+}
+
+impl Handler for Last {
+    fn start(&mut self, watch: &mut Watch<'_, '_>) -> io::Result<()> {
+        watch.add(&self.event, 0, EventSet::IN)
+    }
+
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Watch<'_, '_>) {
+        self.event.take();
+        self.served.send(()).unwrap();
+    }
+}
+
+impl Drop for LoopThread {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}

@@ -10,6 +10,7 @@ pub mod host;
 pub mod interrupt;
 pub mod panic;
 pub mod power;
+pub mod rate_limit;
 pub mod serial;
 #[cfg(test)]
 mod test;

@@ -1,4 +1,5 @@
 //! The host side of devices: knows files, never virtio.
 
+pub mod disk;
 pub mod entropy;
 pub mod stream;

@@ -4,6 +4,7 @@
 //! Its back, a [`worker::Worker`], is made when the driver is ready, owns the queues and what serves
 //! them, and dies at reset.
 
+pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;

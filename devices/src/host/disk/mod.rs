@@ -1,0 +1,81 @@
+//! Disks: what reads and writes an image for a block device.
+//!
+//! A [`Disk`] takes requests under tags and completes them in any order. Buffers are guest memory and
+//! go to the kernel as they are; no byte is copied on the way.
+
+use std::io;
+
+use arch::memory::GuestSlice;
+
+use crate::event::Event;
+
+pub mod blocking;
+pub mod image;
+mod transfer;
+
+/// One request to a disk; what it covers is within the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskRequest<'a> {
+    /// Reads from `offset` until `into` is full.
+    Read {
+        /// Where in the image, in bytes.
+        offset: u64,
+        /// Where the bytes go.
+        into: &'a [GuestSlice],
+    },
+    /// Writes all of `from` at `offset`.
+    Write {
+        /// Where in the image, in bytes.
+        offset: u64,
+        /// Where the bytes come from.
+        from: &'a [GuestSlice],
+        /// Completes only when the bytes, and all written before them, would survive a power cut.
+        durable: bool,
+    },
+    /// Completes when every completed write would survive a power cut.
+    Flush,
+    /// The content of `len` bytes at `offset` is of no more use.
+    Discard {
+        /// Where in the image, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Makes `len` bytes at `offset` zeros.
+    WriteZeroes {
+        /// Where in the image, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// Whether the image may shed the storage behind them.
+        unmap: bool,
+    },
+}
+
+/// The name that a caller gave a request, and its outcome.
+pub type Completion = (u32, io::Result<()>);
+
+/// A disk; blocking and io_uring look alike to the caller.
+pub trait Disk: Send {
+    /// Takes a request. Never fails: a failure is a completion.
+    ///
+    /// Call it only while [`Disk::has_room`]. The slices may go; the memory behind them is used until
+    /// the request is completed.
+    fn submit(&mut self, tag: u32, request: DiskRequest<'_>);
+
+    /// Starts everything that was submitted: once for a batch.
+    fn start(&mut self) {}
+
+    /// Takes the next completion.
+    fn completed(&mut self) -> Option<Completion>;
+
+    /// Signalled when there are completions which [`Disk::start`] did not leave behind.
+    fn completion_event(&self) -> Option<&Event> {
+        None
+    }
+
+    /// Says whether one more request may be submitted before another one is completed.
+    fn has_room(&self) -> bool {
+        true
+    }
+}

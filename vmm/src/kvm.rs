@@ -18,6 +18,7 @@ use arch::platform::Processors;
 use arch::target::{cpuid, irqchip, layout, msr, start};
 use devices::event::Event;
 use devices::interrupt::{Message, MessageRoutes};
+use devices::virtio::transport::Doorbell;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, Msrs,
     kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
@@ -28,20 +29,20 @@ use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Where KVM is.
-pub const DEVICE: &str = "/dev/kvm";
+pub(crate) const DEVICE: &str = "/dev/kvm";
 
 /// Routes that KVM keeps for one machine (KVM_MAX_IRQ_ROUTES on x86_64).
 const ROUTES_MAX: u32 = 4096;
 
 /// KVM itself: what is asked once, whatever number of times the guest restarts.
-pub struct Hypervisor {
+pub(crate) struct Hypervisor {
     kvm: Kvm,
     supported_leaves: Vec<kvm_cpuid_entry2>,
 }
 
 impl Hypervisor {
     /// Opens KVM and asks what it can do.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let kvm = Kvm::new().map_err(io::Error::from).with_context(|| {
             format!(
                 "cannot open {DEVICE}; is the kvm module loaded, and may this user open it? \
@@ -59,14 +60,9 @@ impl Hypervisor {
     }
 
     /// The largest number of processors that a machine can have here.
-    pub fn processors_max(&self) -> u32 {
+    pub(crate) fn processors_max(&self) -> u32 {
         // APIC ids above 254 cannot be addressed by messages without interrupt remapping.
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(254)
-    }
-
-    /// Number of guest-physical address bits.
-    pub fn address_bits(&self) -> u8 {
-        cpuid::address_bits(&self.supported_leaves)
     }
 
     /// The leaves of processor 0; `vcpu` tells the frequency of its clock.
@@ -80,7 +76,7 @@ impl Hypervisor {
 }
 
 /// One virtual machine with its wires.
-pub struct Vm {
+pub(crate) struct Vm {
     hypervisor: Hypervisor,
     memory: GuestMemory,
     inner: Mutex<Inner>,
@@ -88,21 +84,10 @@ pub struct Vm {
 
 struct Inner {
     fd: VmFd,
-    doorbells: Vec<Doorbell>,
+    doorbells: Vec<(u64, Doorbell)>,
     lines: Vec<(u32, Event)>,
     messages: BTreeMap<RawFd, MessageWire>,
     message_interrupts: IdAllocator,
-}
-
-/// A guest's write that signals an event without an exit to user space.
-#[derive(Clone)]
-pub struct Doorbell {
-    /// The guest-physical address.
-    pub address: u64,
-    /// The 32-bit value that rings this doorbell; `None` for every value of every width.
-    pub value: Option<u32>,
-    /// What is signalled.
-    pub event: Event,
 }
 
 /// An event that sends a message. It keeps its interrupt number and its route while it is masked, so
@@ -116,7 +101,7 @@ struct MessageWire {
 
 impl Vm {
     /// Makes a machine with all of `memory` and the in-kernel interrupt controllers.
-    pub fn new(hypervisor: Hypervisor, memory: GuestMemory) -> Result<Arc<Self>> {
+    pub(crate) fn new(hypervisor: Hypervisor, memory: GuestMemory) -> Result<Arc<Self>> {
         let inner = Inner {
             fd: create_machine(&hypervisor.kvm, memory)?,
             doorbells: Vec::new(),
@@ -131,13 +116,13 @@ impl Vm {
     ///
     /// Message routes are gone: the devices have been reset. All processors of the old machine are
     /// dropped by the caller before, so that the old machine goes at once.
-    pub fn renew(&self) -> Result<()> {
+    pub(crate) fn renew(&self) -> Result<()> {
         let mut inner = self.inner();
         inner.messages.clear();
         inner.message_interrupts = message_interrupts()?;
         inner.fd = create_machine(&self.hypervisor.kvm, self.memory)?;
-        for doorbell in &inner.doorbells {
-            inner.register_doorbell(doorbell)?;
+        for (address, doorbell) in &inner.doorbells {
+            inner.register_doorbell(*address, doorbell)?;
         }
         for (interrupt, event) in &inner.lines {
             inner.register_interrupt(event, *interrupt)?;
@@ -145,16 +130,18 @@ impl Vm {
         Ok(())
     }
 
-    /// Connects a doorbell.
-    pub fn connect_doorbell(&self, doorbell: Doorbell) -> Result<()> {
+    /// Connects the doorbell of a transport whose registers are at `registers`: the guest's write
+    /// signals the event without an exit to user space.
+    pub(crate) fn connect_doorbell(&self, registers: u64, doorbell: Doorbell) -> Result<()> {
+        let address = registers.checked_add(doorbell.offset).context("a doorbell beyond memory")?;
         let mut inner = self.inner();
-        inner.register_doorbell(&doorbell)?;
-        inner.doorbells.push(doorbell);
+        inner.register_doorbell(address, &doorbell)?;
+        inner.doorbells.push((address, doorbell));
         Ok(())
     }
 
     /// Connects an event to an interrupt line, edge triggered.
-    pub fn connect_line(&self, interrupt: u32, event: Event) -> Result<()> {
+    pub(crate) fn connect_line(&self, interrupt: u32, event: Event) -> Result<()> {
         let mut inner = self.inner();
         inner.register_interrupt(&event, interrupt)?;
         inner.lines.push((interrupt, event));
@@ -162,7 +149,11 @@ impl Vm {
     }
 
     /// Makes all processors: the first one at `entry`, the others waiting to be started by it.
-    pub fn create_processors(&self, processors: Processors, entry: Entry) -> Result<Vec<VcpuFd>> {
+    pub(crate) fn create_processors(
+        &self,
+        processors: Processors,
+        entry: Entry,
+    ) -> Result<Vec<VcpuFd>> {
         start::write_tables(self.memory, entry.mode)?;
         let inner = self.inner();
         let mut leaves = None;
@@ -210,13 +201,13 @@ impl MessageRoutes for Vm {
 }
 
 impl Inner {
-    fn register_doorbell(&self, doorbell: &Doorbell) -> Result<()> {
-        let address = IoEventAddress::Mmio(doorbell.address);
-        lend(&doorbell.event, |event| match doorbell.value {
-            Some(value) => self.fd.register_ioevent(event, &address, value),
-            None => self.fd.register_ioevent(event, &address, NoDatamatch),
+    fn register_doorbell(&self, address: u64, doorbell: &Doorbell) -> Result<()> {
+        let write = IoEventAddress::Mmio(address);
+        lend(&doorbell.event, |event| match doorbell.data {
+            Some(data) => self.fd.register_ioevent(event, &write, data),
+            None => self.fd.register_ioevent(event, &write, NoDatamatch),
         })
-        .with_context(|| format!("cannot connect the doorbell at {:#x}", doorbell.address))
+        .with_context(|| format!("cannot connect the doorbell at {address:#x}"))
     }
 
     fn register_interrupt(&self, event: &Event, interrupt: u32) -> Result<()> {

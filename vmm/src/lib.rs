@@ -2,10 +2,13 @@
 //!
 //! [`run`] builds the machine that a [`config::Config`] describes and runs it to its end.
 
+mod address_plan;
 pub mod config;
 mod exit;
 mod kvm;
+mod machine;
 mod run_state;
+mod timing;
 mod vcpu;
 
 pub use exit::Exit;
@@ -15,6 +18,6 @@ pub use exit::Exit;
 /// # Errors
 ///
 /// Why the machine could not be built, or could not go on.
-pub fn run(_config: config::Config) -> anyhow::Result<Exit> {
-    anyhow::bail!("this build has no machine yet")
+pub fn run(config: config::Config) -> anyhow::Result<Exit> {
+    machine::Machine::build(config)?.run()
 }

@@ -9,7 +9,7 @@ use devices::event::Event;
 /// What the processors are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Run the guest.
     Running,
     /// Leave the guest and wait.
@@ -19,7 +19,7 @@ pub enum Phase {
 }
 
 /// One phase for all processors; each looks at it whenever it leaves the guest.
-pub struct RunState {
+pub(crate) struct RunState {
     phase: AtomicU8,
     lock: Mutex<()>,
     changed: Condvar,
@@ -27,12 +27,12 @@ pub struct RunState {
 
 impl RunState {
     /// Starts in `phase`.
-    pub fn new(phase: Phase) -> Self {
+    pub(crate) fn new(phase: Phase) -> Self {
         Self { phase: AtomicU8::new(phase as u8), lock: Mutex::new(()), changed: Condvar::new() }
     }
 
     /// The phase now.
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Running,
             1 => Phase::Paused,
@@ -41,14 +41,14 @@ impl RunState {
     }
 
     /// Changes the phase. Who runs the guest meanwhile has to be kicked out of it to see that.
-    pub fn set(&self, phase: Phase) {
+    pub(crate) fn set(&self, phase: Phase) {
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.phase.store(phase as u8, Ordering::Release);
         self.changed.notify_all();
     }
 
     /// Waits while the machine is in `phase`.
-    pub fn wait_while(&self, phase: Phase) {
+    pub(crate) fn wait_while(&self, phase: Phase) {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_while(guard, |()| self.phase() == phase);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
@@ -57,7 +57,7 @@ impl RunState {
 
 /// How a run of the guest ended.
 #[derive(Debug)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// The guest powered off.
     PowerOff,
     /// The guest asked for a reset.
@@ -66,37 +66,39 @@ pub enum Ending {
     Panic,
     /// A processor met a triple fault.
     TripleFault,
+    /// The guest did not power off in time, or was told twice to end.
+    Killed,
     /// The machine could not go on.
     Failed(Error),
 }
 
 /// Where the first ending is kept until the main thread takes it; later ones are its consequences.
 #[derive(Clone)]
-pub struct Endings {
+pub(crate) struct Endings {
     first: Arc<Mutex<Option<Ending>>>,
     reported: Event,
 }
 
 impl Endings {
     /// Makes an empty place.
-    pub fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self { first: Arc::default(), reported: Event::new()? })
     }
 
     /// Reports an ending from any thread.
-    pub fn report(&self, ending: Ending) {
+    pub(crate) fn report(&self, ending: Ending) {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
         self.reported.signal();
     }
 
     /// Takes the first ending since the last call.
-    pub fn take(&self) -> Option<Ending> {
+    pub(crate) fn take(&self) -> Option<Ending> {
         self.reported.take();
         self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Signalled when there is an ending.
-    pub fn reported(&self) -> &Event {
+    pub(crate) fn reported(&self) -> &Event {
         &self.reported
     }
 }

@@ -24,44 +24,44 @@ use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 use crate::run_state::{Ending, Endings, Phase, RunState};
 
 /// What virtual processors read and write outside RAM.
-pub struct Buses {
+pub(crate) struct Buses {
     /// Memory-mapped registers.
-    pub memory: Bus,
+    pub(crate) memory: Bus,
     /// I/O ports.
-    pub ports: Bus,
+    pub(crate) ports: Bus,
 }
 
 /// How often processors left the guest for user space, by reason.
 #[derive(Debug, Default)]
-pub struct ExitCounts {
+pub(crate) struct ExitCounts {
     /// Reads from I/O ports.
-    pub port_reads: AtomicU64,
+    pub(crate) port_reads: AtomicU64,
     /// Writes to I/O ports.
-    pub port_writes: AtomicU64,
+    pub(crate) port_writes: AtomicU64,
     /// Reads from memory-mapped registers.
-    pub memory_reads: AtomicU64,
+    pub(crate) memory_reads: AtomicU64,
     /// Writes to memory-mapped registers.
-    pub memory_writes: AtomicU64,
+    pub(crate) memory_writes: AtomicU64,
     /// Interruptions by a signal.
-    pub signals: AtomicU64,
+    pub(crate) signals: AtomicU64,
     /// Everything else.
-    pub others: AtomicU64,
+    pub(crate) others: AtomicU64,
 }
 
 /// What all processor threads share.
-pub struct Shared {
+pub(crate) struct Shared {
     /// What the processors are to do.
-    pub run_state: RunState,
+    pub(crate) run_state: RunState,
     /// Where they report how a run ended.
-    pub endings: Endings,
+    pub(crate) endings: Endings,
     /// The devices.
-    pub buses: Buses,
+    pub(crate) buses: Buses,
     /// Why they left the guest.
-    pub exits: ExitCounts,
+    pub(crate) exits: ExitCounts,
 }
 
 /// The threads of all processors.
-pub struct VcpuThreads {
+pub(crate) struct VcpuThreads {
     threads: Vec<VcpuThread>,
     shared: Arc<Shared>,
 }
@@ -76,7 +76,7 @@ impl VcpuThreads {
     /// Makes `count` threads that wait for a processor each.
     ///
     /// `prepare` runs on each thread before anything else: it confines the thread.
-    pub fn spawn(
+    pub(crate) fn spawn(
         count: u32,
         shared: &Arc<Shared>,
         prepare: impl Fn() -> Result<()> + Clone + Send + 'static,
@@ -91,7 +91,7 @@ impl VcpuThreads {
     }
 
     /// Starts a run of the guest: each thread gets its processor.
-    pub fn start(&self, processors: Vec<VcpuFd>) -> Result<()> {
+    pub(crate) fn start(&self, processors: Vec<VcpuFd>) -> Result<()> {
         self.shared.run_state.set(Phase::Running);
         for (thread, processor) in self.threads.iter().zip(processors) {
             thread.processors.send(processor).map_err(|_| anyhow!("a vCPU thread is gone"))?;
@@ -100,7 +100,7 @@ impl VcpuThreads {
     }
 
     /// Ends the run: when this returns every processor has left the guest and is dropped.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.shared.run_state.set(Phase::Stopping);
         for thread in &self.threads {
             thread.kick();

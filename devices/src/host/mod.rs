@@ -2,4 +2,5 @@
 
 pub mod disk;
 pub mod entropy;
+pub mod signals;
 pub mod stream;

@@ -1,0 +1,145 @@
+//! Hands out windows and interrupt lines, and becomes the [`Platform`] that the guest is told of.
+
+use std::ops::Range;
+
+use anyhow::{Context as _, Result, ensure};
+use arch::platform::{Identity, MmioDevice, Platform, Power, Processors, SerialPort};
+use arch::target::layout;
+use devices::power::RESET_VALUE;
+use devices::virtio::mmio;
+
+use crate::config::Config;
+
+/// Kernels of distributions with an initrd do not start in less.
+const MEMORY_MIN: u64 = 64 << 20;
+
+/// What of the machine's addresses is taken so far.
+pub(crate) struct AddressPlan {
+    platform: Platform,
+}
+
+impl AddressPlan {
+    /// Plans RAM, processors and the devices that every machine has.
+    pub(crate) fn new(config: &Config) -> Result<Self> {
+        let [sleep_control_port, sleep_status_port, reset_port] = power_ports();
+        let power = Power {
+            sleep_control_port,
+            sleep_status_port,
+            reset_port,
+            reset_value: RESET_VALUE,
+            button_interrupt: layout::POWER_INTERRUPT,
+        };
+        let identity = Identity {
+            uuid: config.smbios.uuid.map(uuid::Uuid::into_bytes),
+            oem_strings: config.smbios.oem_strings.clone(),
+        };
+        Ok(Self {
+            platform: Platform {
+                processors: Processors { count: config.cpus },
+                ram: ram(config)?,
+                pci: None,
+                virtio_mmio: Vec::new(),
+                serial: Vec::new(),
+                power,
+                panic_port: Some(layout::PANIC_PORT),
+                identity,
+            },
+        })
+    }
+
+    /// Takes the first serial port.
+    pub(crate) fn take_serial_port(&mut self) -> SerialPort {
+        let port = SerialPort { port: layout::SERIAL_PORT, interrupt: layout::SERIAL_INTERRUPT };
+        self.platform.serial.push(port);
+        port
+    }
+
+    /// Takes the registers and the line of a virtio-mmio device.
+    ///
+    /// Further devices than there are lines share them, which edges and status registers allow.
+    pub(crate) fn take_mmio_device(&mut self) -> Result<MmioDevice> {
+        let taken = self.platform.virtio_mmio.len();
+        let lines: Vec<u32> =
+            layout::MMIO_INTERRUPTS.filter(|line| *line != layout::POWER_INTERRUPT).collect();
+        let interrupt = lines.iter().cycle().nth(taken).context("no interrupt line is left")?;
+        let start = layout::VIRTIO_MMIO.start + u64::try_from(taken)? * mmio::REGISTERS_SIZE;
+        let registers = start..start + mmio::REGISTERS_SIZE;
+        ensure!(
+            registers.end <= layout::VIRTIO_MMIO.end,
+            "too many devices for `--transport mmio`: {taken} fit; use `--transport pci`"
+        );
+        let device = MmioDevice { registers, interrupt: *interrupt };
+        self.platform.virtio_mmio.push(device.clone());
+        Ok(device)
+    }
+
+    /// The plan as the guest is told of it.
+    pub(crate) fn platform(&self) -> &Platform {
+        &self.platform
+    }
+}
+
+fn ram(config: &Config) -> Result<Vec<Range<u64>>> {
+    let size = config.memory.size;
+    let page = config.memory.hugepages.map_or(layout::PAGE_SIZE, |pages| pages.bytes());
+    ensure!(
+        size.0 >= MEMORY_MIN,
+        "`--memory {size}` is too little for a kernel; give at least 64M"
+    );
+    ensure!(
+        size.0.is_multiple_of(page),
+        "`--memory {size}` is not a multiple of its page size of {page} bytes"
+    );
+    layout::ram_ranges(size.0).with_context(|| format!("`--memory {size}` is too much"))
+}
+
+fn power_ports() -> [u16; 3] {
+    let first = layout::POWER_PORTS.start;
+    [first, first + 1, first + 2]
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::config::{ByteSize, Memory};
+
+    fn config(size: u64) -> Config {
+        Config { memory: Memory { size: ByteSize(size), ..Memory::default() }, ..Config::default() }
+    }
+
+    #[test]
+    fn mmio_devices_have_their_own_registers_and_never_the_power_buttons_line() {
+        let mut plan = AddressPlan::new(&config(128 << 20)).unwrap();
+        let devices: Vec<_> = (0..40).map(|_| plan.take_mmio_device().unwrap()).collect();
+        assert!(devices.windows(2).all(|pair| pair[0].registers.end <= pair[1].registers.start));
+        assert!(devices.iter().all(|device| device.interrupt != layout::POWER_INTERRUPT));
+        assert!(devices.iter().all(|device| layout::MMIO_INTERRUPTS.contains(&device.interrupt)));
+        assert_eq!(plan.platform().virtio_mmio, devices);
+    }
+
+    #[test]
+    fn more_mmio_devices_than_fit_are_refused() {
+        let mut plan = AddressPlan::new(&config(128 << 20)).unwrap();
+        let fitting = (0..1000).take_while(|_| plan.take_mmio_device().is_ok()).count();
+        assert_eq!(fitting, 256);
+    }
+
+    #[test]
+    fn memory_that_no_guest_can_have_is_refused_with_its_flag() {
+        for size in [0, 4096, (128 << 20) + 1, (3 << 30) + 1, u64::MAX - 4095] {
+            let error = AddressPlan::new(&config(size)).err().unwrap().to_string();
+            assert!(error.contains("--memory"), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_around_the_hole_is_planned_exactly() {
+        let ram = |mebibytes: u64| {
+            let plan = AddressPlan::new(&config(mebibytes << 20)).unwrap();
+            plan.platform().ram.iter().map(|range| range.end - range.start).sum::<u64>() >> 20
+        };
+        for size in [128, 2047, 2048, 2049, 3071, 3072, 3073, 5120, 512 * 1024] {
+            assert_eq!(ram(size), size);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The machine: built in numbered steps, then run until it ends.
+
+mod control;
+mod devices;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use ::devices::event::{EventLoop, Registration};
+use ::devices::host::signals::{END_REQUESTS, Signals};
+use anyhow::{Context as _, Result, ensure};
+use arch::entry::Entry;
+use arch::memory::{Backing, GuestMemory, HugePages};
+use arch::platform::Platform;
+use boot::{EntryProtocol, Source};
+
+use self::control::Control;
+use self::devices::Devices;
+use crate::address_plan::AddressPlan;
+use crate::config::{self, BootProtocol, Config, OnReboot};
+use crate::exit::Exit;
+use crate::kvm::{Hypervisor, Vm};
+use crate::run_state::{Ending, Endings, Phase, RunState};
+use crate::timing::Timing;
+use crate::vcpu::{ExitCounts, Shared, VcpuThreads};
+
+/// A guest's machine, ready to run.
+pub(crate) struct Machine {
+    config: Config,
+    event_loop: EventLoop,
+    platform: Platform,
+    memory: GuestMemory,
+    vm: Arc<Vm>,
+    devices: Devices,
+    images: Images,
+    shared: Arc<Shared>,
+    threads: VcpuThreads,
+    timing: Timing,
+    _control: Registration,
+}
+
+/// The opened files that a guest is loaded from, as often as it starts.
+struct Images {
+    kernel: File,
+    initrd: Option<File>,
+}
+
+impl Machine {
+    /// Builds the machine up to, and without, its processors.
+    pub(crate) fn build(config: Config) -> Result<Self> {
+        let mut timing = Timing::start();
+        // 1. Signals are blocked before there is a second thread, so that no thread takes them.
+        let signals = Signals::block(&END_REQUESTS).context("cannot block signals")?;
+        let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
+        let endings = Endings::new()?;
+        timing.end_step("event loop");
+
+        // 2. Files, so that a wrong name is told before anything else is done.
+        let images = Images::open(&config)?;
+        timing.end_step("open files");
+
+        // 3. KVM and the plan of addresses.
+        let hypervisor = Hypervisor::open()?;
+        check_processors(&config, &hypervisor)?;
+        let mut plan = AddressPlan::new(&config)?;
+        timing.end_step("open KVM");
+
+        // 4. RAM, and a virtual machine that has it.
+        let memory = map_memory(&config, plan.platform())?;
+        timing.end_step("map memory");
+        let vm = Vm::new(hypervisor, memory)?;
+        timing.end_step("create virtual machine");
+
+        // 5. Devices on their buses, with doorbells and interrupts wired.
+        let (devices, buses) =
+            Devices::build(&config, &mut plan, memory, &vm, &mut event_loop, &endings)?;
+        timing.end_step("devices");
+
+        // 6. Processor threads: nothing that the guest does makes another one.
+        let run_state = RunState::new(Phase::Stopping);
+        let exits = ExitCounts::default();
+        let shared = Arc::new(Shared { run_state, endings: endings.clone(), buses, exits });
+        let threads = VcpuThreads::spawn(config.cpus, &shared, || Ok(()))?;
+        let button = devices.power_button();
+        let control = Control::new(signals, endings, button, &config, event_loop.handle())?;
+        let control = event_loop.add(Box::new(control))?;
+        timing.end_step("processor threads");
+
+        let platform = plan.platform().clone();
+        Ok(Self {
+            config,
+            event_loop,
+            platform,
+            memory,
+            vm,
+            devices,
+            images,
+            shared,
+            threads,
+            timing,
+            _control: control,
+        })
+    }
+
+    /// Runs the machine to its end, through as many restarts as the guest wants.
+    pub(crate) fn run(mut self) -> Result<Exit> {
+        self.start()?;
+        self.timing.end_step("load and start");
+        let outcome = loop {
+            self.event_loop.run()?;
+            let Some(ending) = self.shared.endings.take() else { continue };
+            self.threads.stop();
+            if let Some(outcome) = self.outcome(ending) {
+                break outcome;
+            }
+            self.restart()?;
+        };
+        self.devices.reset();
+        self.event_loop.run_ready()?;
+        if self.config.timing {
+            eprint!("{}", self.timing.report(&self.shared.exits));
+        }
+        outcome
+    }
+
+    /// Loads the guest into memory that reads as zeros, and lets the processors go.
+    fn start(&mut self) -> Result<()> {
+        let entry = self.images.load(&self.config, self.memory, &self.platform)?;
+        let processors = self.vm.create_processors(self.platform.processors, entry)?;
+        self.threads.start(processors)
+    }
+
+    /// Starts the guest again as if it were switched on: devices stay open, RAM reads as zeros.
+    fn restart(&mut self) -> Result<()> {
+        log::info!("the guest restarts");
+        self.devices.reset();
+        self.event_loop.run_ready()?;
+        self.memory.discard().context("cannot clear the guest's memory")?;
+        self.vm.renew()?;
+        self.start()
+    }
+
+    /// What an ending means for the process; `None` restarts the guest.
+    fn outcome(&self, ending: Ending) -> Option<Result<Exit>> {
+        match ending {
+            Ending::PowerOff => Some(Ok(Exit::PowerOff)),
+            Ending::Reset if self.config.on_reboot == OnReboot::Restart => None,
+            Ending::Reset => Some(Ok(Exit::Reboot)),
+            Ending::Panic => Some(Ok(Exit::Panic)),
+            Ending::TripleFault => Some(Ok(Exit::TripleFault)),
+            Ending::Killed => Some(Ok(Exit::Killed)),
+            Ending::Failed(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Images {
+    fn open(config: &Config) -> Result<Self> {
+        ensure!(!config.kernel.as_os_str().is_empty(), "no kernel is given; use `--kernel FILE`");
+        let kernel = open("--kernel", &config.kernel)?;
+        let initrd = config.initrd.as_ref().map(|path| open("--initrd", path)).transpose()?;
+        Ok(Self { kernel, initrd })
+    }
+
+    fn load(&self, config: &Config, memory: GuestMemory, platform: &Platform) -> Result<Entry> {
+        let source = Source {
+            kernel: &self.kernel,
+            initrd: self.initrd.as_ref(),
+            command_line: &config.cmdline,
+            protocol: match config.boot_protocol {
+                BootProtocol::Auto => EntryProtocol::Auto,
+                BootProtocol::Linux => EntryProtocol::Linux64,
+                BootProtocol::Pvh => EntryProtocol::Pvh,
+            },
+        };
+        boot::load(memory, platform, &source).map_err(|error| {
+            let (flag, path) = match &error {
+                boot::Error::Kernel(_) => ("--kernel", Some(&config.kernel)),
+                boot::Error::Initrd(_) => ("--initrd", config.initrd.as_ref()),
+                boot::Error::CommandLine(_) => ("--cmdline", None),
+                boot::Error::Tables(_) => ("tables", None),
+            };
+            let path = path.map(|path| format!(" {}", path.display())).unwrap_or_default();
+            anyhow::Error::new(error).context(format!("`{flag}{path}`"))
+        })
+    }
+}
+
+fn open(flag: &str, path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot open `{flag} {}`", path.display()))
+}
+
+fn check_processors(config: &Config, hypervisor: &Hypervisor) -> Result<()> {
+    let max = hypervisor.processors_max();
+    ensure!(
+        (1..=max).contains(&config.cpus),
+        "`--cpus {}` is not possible here: KVM runs 1 to {max}",
+        config.cpus
+    );
+    Ok(())
+}
+
+fn map_memory(config: &Config, platform: &Platform) -> Result<GuestMemory> {
+    let config::Memory { size, shared, hugepages, prealloc } = config.memory;
+    let backing = Backing {
+        shared,
+        prealloc,
+        huge_pages: hugepages.map(|pages| match pages {
+            config::HugePages::Size2M => HugePages::Size2M,
+            config::HugePages::Size1G => HugePages::Size1G,
+        }),
+    };
+    GuestMemory::map(&platform.ram, backing).with_context(|| match hugepages {
+        Some(_) => format!(
+            "cannot map `--memory {size}` from huge pages; are as many set aside in \
+             /sys/kernel/mm/hugepages/*/nr_hugepages?"
+        ),
+        None => format!("cannot map `--memory {size}`"),
+    })
+}

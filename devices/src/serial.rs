@@ -1,60 +1,70 @@
 //! A 16550 serial port, for kernels without virtio and for their earliest messages.
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 
 use crate::bus::Registers;
-use crate::event::Event;
+use crate::event::{Event, EventSet, Handler, Watch};
+use crate::host::stream::Stream;
 
 /// Number of I/O ports.
 pub const PORTS: u16 = 8;
 
 /// Output is passed on at the end of a line, when the guest looks at the port, or at this length.
 const BUFFER_BYTES_MAX: usize = 256;
+/// Bytes of input moved at once; no UART of this kind has a longer FIFO.
+const INPUT_BYTES_MAX: usize = 64;
 
-/// A serial port: its registers, its interrupt, and where its output goes.
+const LINE_STATUS: u64 = 5;
+const LINE_STATUS_TRANSMITTER_EMPTY: u8 = 0b0110_0000;
+
+/// A serial port: its registers, its interrupt, and the stream behind it.
+///
+/// While the stream takes no output the transmitter is not empty, so that the guest waits; a guest that
+/// does not wait loses what it writes then.
 pub struct SerialPort {
     uart: Uart,
     interrupt: Event,
-    input_taken: Event,
-    output: Box<dyn Write + Send>,
+    stream: Stream,
 }
 
 type Uart = Serial<Line, NoEvents, Vec<u8>>;
 
 impl SerialPort {
-    /// Makes a port that signals `interrupt`, and `input_taken` when it has room for more input.
-    pub fn new(interrupt: Event, input_taken: Event, output: Box<dyn Write + Send>) -> Self {
+    /// Makes a port that signals `interrupt`, edge triggered.
+    pub fn new(interrupt: Event, stream: Stream) -> Self {
         let uart = power_on(&interrupt);
-        Self { uart, interrupt, input_taken, output }
+        Self { uart, interrupt, stream }
     }
 
-    /// Number of bytes of input that fit now.
-    pub fn input_room(&self) -> usize {
-        self.uart.fifo_capacity()
-    }
-
-    /// Hands input to the guest, and returns how many bytes of it fitted.
-    pub fn receive(&mut self, input: &[u8]) -> usize {
-        self.uart.enqueue_raw_bytes(input).unwrap_or(0)
-    }
-
-    /// Puts all registers where they are at power on. Output is kept, input is dropped.
+    /// Puts all registers where they are at power on. Output is kept, input in the FIFO is dropped.
     pub fn reset(&mut self) {
         self.pass_on();
         self.uart = power_on(&self.interrupt);
-        self.input_taken.signal();
     }
 
-    /// Passes on what the guest has written. Output that nobody can take is lost.
+    /// Passes on what the guest has written, as far as the stream takes it.
     fn pass_on(&mut self) {
         let buffer = self.uart.writer_mut();
         if !buffer.is_empty() {
-            let _ = self.output.write_all(buffer).and_then(|()| self.output.flush());
-            buffer.clear();
+            let taken = self.stream.send(buffer);
+            buffer.drain(..taken.min(buffer.len()));
+        }
+    }
+
+    /// Moves input to the FIFO, as far as there is any and it fits.
+    fn take_input(&mut self) {
+        let mut input = [0; INPUT_BYTES_MAX];
+        while self.uart.fifo_capacity() > 0 && self.stream.has_input() {
+            let room = self.uart.fifo_capacity().min(input.len());
+            let Some(target) = input.get_mut(..room) else { return };
+            let count = self.stream.receive(target);
+            // In loop-back mode the port is deaf.
+            let _ = self.uart.enqueue_raw_bytes(target.get(..count).unwrap_or_default());
         }
     }
 }
@@ -62,19 +72,22 @@ impl SerialPort {
 impl Registers for SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xFF);
-        let (Ok(offset), [value]) = (u8::try_from(offset), data) else { return };
+        let (Ok(register), [value]) = (u8::try_from(offset), data) else { return };
         self.pass_on();
-        let room = self.input_room();
-        *value = self.uart.read(offset);
-        if self.input_room() > room {
-            self.input_taken.signal();
+        *value = self.uart.read(register);
+        self.take_input();
+        if offset == LINE_STATUS && !self.uart.writer().is_empty() {
+            *value &= !LINE_STATUS_TRANSMITTER_EMPTY;
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let (Ok(offset), &[value]) = (u8::try_from(offset), data) else { return };
+        let (Ok(register), &[value]) = (u8::try_from(offset), data) else { return };
+        if self.uart.writer().len() >= BUFFER_BYTES_MAX {
+            self.uart.writer_mut().pop();
+        }
         // Neither the interrupt nor the buffer can fail.
-        let _ = self.uart.write(offset, value);
+        let _ = self.uart.write(register, value);
         let buffer = self.uart.writer();
         if buffer.last() == Some(&b'\n') || buffer.len() >= BUFFER_BYTES_MAX {
             self.pass_on();
@@ -98,34 +111,48 @@ impl Trigger for Line {
     }
 }
 
+/// Brings input to the port when it arrives, and output away when there is room again.
+pub struct SerialAttendant {
+    port: Arc<Mutex<SerialPort>>,
+    attention: Event,
+}
+
+impl SerialAttendant {
+    /// Makes the handler of a port, for any loop.
+    pub fn new(port: Arc<Mutex<SerialPort>>) -> Self {
+        let attention =
+            port.lock().unwrap_or_else(PoisonError::into_inner).stream.attention().clone();
+        Self { port, attention }
+    }
+
+    fn attend(&self) {
+        let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        port.pass_on();
+        port.take_input();
+    }
+}
+
+impl Handler for SerialAttendant {
+    fn start(&mut self, watch: &mut Watch<'_, '_>) -> io::Result<()> {
+        self.attend();
+        watch.add(&self.attention, 0, EventSet::IN)
+    }
+
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Watch<'_, '_>) {
+        self.attention.take();
+        self.attend();
+    }
+}
+
 #[cfg(test)]
 mod test {
-    use std::io;
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::fs;
 
     use super::*;
+    use crate::event::EventLoop;
 
     const DATA: u64 = 0;
     const INTERRUPT_ENABLE: u64 = 1;
-    const LINE_STATUS: u64 = 5;
-
-    struct Pieces(Sender<Vec<u8>>);
-
-    impl Write for Pieces {
-        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            self.0.send(data.to_vec()).map_err(io::Error::other)?;
-            Ok(data.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn port() -> (SerialPort, Receiver<Vec<u8>>) {
-        let (sender, pieces) = channel();
-        let events = (Event::new().unwrap(), Event::new().unwrap());
-        (SerialPort::new(events.0, events.1, Box::new(Pieces(sender))), pieces)
-    }
 
     fn read(port: &mut SerialPort, offset: u64) -> u8 {
         let mut data = [0];
@@ -133,59 +160,70 @@ mod test {
         data[0]
     }
 
+    /// What arrives in a file behind a port after `act`.
+    fn output_of(act: impl FnOnce(&mut SerialPort)) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut event_loop = EventLoop::new().unwrap();
+        let stream = Stream::file(&mut event_loop, file.path()).unwrap();
+        act(&mut SerialPort::new(Event::new().unwrap(), stream));
+        event_loop.run_ready().unwrap();
+        fs::read_to_string(file.path()).unwrap()
+    }
+
+    fn silent_port() -> SerialPort {
+        SerialPort::new(Event::new().unwrap(), Stream::null().unwrap())
+    }
+
     #[test]
     fn output_is_passed_on_by_line_and_when_the_guest_waits() {
-        let (mut port, pieces) = port();
-        for byte in *b"ab\nc" {
-            port.write(DATA, &[byte]);
-        }
-        assert_eq!(pieces.try_recv().unwrap(), b"ab\n");
-        assert!(pieces.try_recv().is_err());
-        assert_ne!(read(&mut port, LINE_STATUS) & 0x20, 0, "the transmitter is always empty");
-        assert_eq!(pieces.try_recv().unwrap(), b"c");
+        let write = |port: &mut SerialPort| {
+            for byte in *b"ab\nc" {
+                port.write(DATA, &[byte]);
+            }
+        };
+        assert_eq!(output_of(write), "ab\n");
+        let wait = |port: &mut SerialPort| {
+            write(port);
+            assert_ne!(read(port, LINE_STATUS) & LINE_STATUS_TRANSMITTER_EMPTY, 0);
+        };
+        assert_eq!(output_of(wait), "ab\nc");
     }
 
     #[test]
     fn output_without_a_line_end_is_passed_on_in_pieces_of_bounded_length() {
-        let (mut port, pieces) = port();
-        for _ in 0..BUFFER_BYTES_MAX {
-            port.write(DATA, b"x");
-        }
-        assert_eq!(pieces.try_recv().unwrap().len(), BUFFER_BYTES_MAX);
+        let output = output_of(|port| {
+            for _ in 0..BUFFER_BYTES_MAX + 1 {
+                port.write(DATA, b"x");
+            }
+        });
+        assert_eq!(output.len(), BUFFER_BYTES_MAX);
     }
 
     #[test]
-    fn input_waits_for_room_and_interrupts() {
-        let (mut port, _pieces) = port();
-        port.write(INTERRUPT_ENABLE, &[1]);
-        let long = [b'y'; 1000];
-        let taken = port.receive(&long);
-        assert!(taken > 0 && taken < long.len());
-        assert_eq!((port.receive(&long), port.input_room()), (0, 0));
+    fn the_transmitter_interrupts_when_it_is_enabled() {
+        let mut port = silent_port();
+        port.write(INTERRUPT_ENABLE, &[2]);
         assert!(port.interrupt.take());
-        assert_eq!(read(&mut port, DATA), b'y');
-        assert!(port.input_taken.take());
-        assert_eq!(port.input_room(), 1);
     }
 
     #[test]
-    fn a_reset_forgets_input_and_registers() {
-        let (mut port, _pieces) = port();
+    fn a_reset_forgets_registers() {
+        let mut port = silent_port();
         port.write(INTERRUPT_ENABLE, &[1]);
-        port.receive(b"z");
+        assert_eq!(read(&mut port, INTERRUPT_ENABLE), 1);
         port.reset();
-        assert_eq!(read(&mut port, LINE_STATUS) & 1, 0);
         assert_eq!(read(&mut port, INTERRUPT_ENABLE), 0);
     }
 
     #[test]
     fn accesses_of_other_widths_and_places_do_nothing() {
-        let (mut port, pieces) = port();
-        port.write(DATA, b"ab");
-        port.write(300, b"a");
-        let mut data = [0; 4];
-        port.read(DATA, &mut data);
-        assert_eq!(data, [0xFF; 4]);
-        assert!(pieces.try_recv().is_err());
+        let output = output_of(|port| {
+            port.write(DATA, b"a\n");
+            port.write(300, b"\n");
+            let mut data = [0; 4];
+            port.read(DATA, &mut data);
+            assert_eq!(data, [0xFF; 4]);
+        });
+        assert_eq!(output, "");
     }
 }

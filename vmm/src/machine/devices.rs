@@ -1,19 +1,20 @@
 //! Every device of the machine, on its bus and wired.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use arch::memory::GuestMemory;
 use arch::target::layout;
 use devices::bus::Bus;
-use devices::event::{Event, EventLoop};
+use devices::event::{Event, EventLoop, Registration};
+use devices::host::stream::Stream;
 use devices::panic::PanicPort;
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
-use devices::serial::{self, SerialPort};
+use devices::serial::{self, SerialAttendant, SerialPort};
+use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::rng::Entropy;
 
 use crate::address_plan::AddressPlan;
 use crate::config::{Config, Console};
@@ -24,7 +25,7 @@ use crate::vcpu::Buses;
 /// The devices that something is asked of after they are on their bus.
 pub(crate) struct Devices {
     power_button: PowerButton,
-    serial: Option<Arc<Mutex<SerialPort>>>,
+    serial: Option<(Arc<Mutex<SerialPort>>, Registration)>,
     mmio_transports: Vec<Arc<Mutex<MmioTransport>>>,
 }
 
@@ -35,7 +36,7 @@ impl Devices {
         plan: &mut AddressPlan,
         memory: GuestMemory,
         vm: &Arc<Vm>,
-        _main_loop: &mut EventLoop,
+        main_loop: &mut EventLoop,
         endings: &Endings,
     ) -> Result<(Self, Buses)> {
         let mut buses = Buses { memory: Bus::new(), ports: Bus::new() };
@@ -43,10 +44,10 @@ impl Devices {
             Self { power_button: PowerButton::new()?, serial: None, mmio_transports: Vec::new() };
         devices.add_power(&mut buses, vm, endings)?;
         add_panic_port(&mut buses, endings)?;
-        if let Some(output) = serial_output(&config.serial)? {
-            devices.add_serial(output, &mut buses, plan, vm)?;
+        if let Some(stream) = stream(&config.serial, main_loop, endings)? {
+            devices.add_serial(stream, &mut buses, plan, vm, main_loop)?;
         }
-        for device in virtio_devices(config)? {
+        for device in virtio_devices(config, main_loop, endings)? {
             devices.add_mmio(device, memory, &mut buses, plan, vm)?;
         }
         Ok((devices, buses))
@@ -62,7 +63,7 @@ impl Devices {
         for transport in &self.mmio_transports {
             transport.lock().unwrap_or_else(PoisonError::into_inner).reset();
         }
-        if let Some(serial) = &self.serial {
+        if let Some((serial, _)) = &self.serial {
             serial.lock().unwrap_or_else(PoisonError::into_inner).reset();
         }
     }
@@ -82,18 +83,20 @@ impl Devices {
 
     fn add_serial(
         &mut self,
-        output: Box<dyn Write + Send>,
+        stream: Stream,
         buses: &mut Buses,
         plan: &mut AddressPlan,
         vm: &Vm,
+        main_loop: &mut EventLoop,
     ) -> Result<()> {
         let place = plan.take_serial_port();
         let interrupt = Event::new()?;
         vm.connect_line(place.interrupt, interrupt.clone())?;
-        let port = Arc::new(Mutex::new(SerialPort::new(interrupt, Event::new()?, output)));
+        let port = Arc::new(Mutex::new(SerialPort::new(interrupt, stream)));
         let first = u64::from(place.port);
         buses.ports.insert(first..first + u64::from(serial::PORTS), port.clone())?;
-        self.serial = Some(port);
+        let attendant = main_loop.add(Box::new(SerialAttendant::new(port.clone())))?;
+        self.serial = Some((port, attendant));
         Ok(())
     }
 
@@ -126,20 +129,37 @@ fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
     Ok(buses.ports.insert(first..first + 1, Arc::new(Mutex::new(port)))?)
 }
 
-fn serial_output(console: &Console) -> Result<Option<Box<dyn Write + Send>>> {
-    Ok(match console {
-        Console::Off => None,
-        Console::Stdio => Some(Box::new(io::stdout())),
-        Console::File { path } => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            Some(Box::new(file.with_context(|| format!("cannot open `{}`", path.display()))?))
-        }
-        Console::Pty { .. } | Console::Socket { .. } => {
-            bail!("`--serial` goes to `stdio` or to a file; use `--console` for the rest")
-        }
-    })
+/// Virtio devices in the order in which the guest finds them.
+fn virtio_devices(
+    config: &Config,
+    main_loop: &mut EventLoop,
+    endings: &Endings,
+) -> Result<Vec<Box<dyn VirtioDevice>>> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    if let Some(stream) = stream(&config.console, main_loop, endings)? {
+        devices.push(Box::new(console::Console::new(stream, main_loop.handle())));
+    }
+    if config.rng {
+        devices.push(Box::new(Entropy::new(main_loop.handle())));
+    }
+    Ok(devices)
 }
 
-fn virtio_devices(_config: &Config) -> Result<Vec<Box<dyn VirtioDevice>>> {
-    Ok(Vec::new())
+/// What is behind a console or serial port; the escape keys of a terminal end the machine.
+fn stream(
+    console: &Console,
+    main_loop: &mut EventLoop,
+    endings: &Endings,
+) -> Result<Option<Stream>> {
+    Ok(Some(match console {
+        Console::Off => return Ok(None),
+        Console::Stdio => {
+            let endings = endings.clone();
+            Stream::stdio(main_loop, Box::new(move || endings.report(Ending::Killed)))
+                .context("cannot use standard input and output")?
+        }
+        Console::File { path } => Stream::file(main_loop, path)
+            .with_context(|| format!("cannot write to `{}`", path.display()))?,
+        Console::Pty { .. } | Console::Socket { .. } => bail!("pty and socket are not made yet"),
+    }))
 }

@@ -157,7 +157,6 @@ impl Machine {
 
 impl Images {
     fn open(config: &Config) -> Result<Self> {
-        ensure!(!config.kernel.as_os_str().is_empty(), "no kernel is given; use `--kernel FILE`");
         let kernel = open("--kernel", &config.kernel)?;
         let initrd = config.initrd.as_ref().map(|path| open("--initrd", path)).transpose()?;
         Ok(Self { kernel, initrd })
@@ -175,29 +174,28 @@ impl Images {
             },
         };
         boot::load(memory, platform, &source).map_err(|error| {
-            let (flag, path) = match &error {
-                boot::Error::Kernel(_) => ("--kernel", Some(&config.kernel)),
-                boot::Error::Initrd(_) => ("--initrd", config.initrd.as_ref()),
-                boot::Error::CommandLine(_) => ("--cmdline", None),
-                boot::Error::Tables(_) => ("tables", None),
+            let place = match &error {
+                boot::Error::Kernel(_) => format!("--kernel {}", config.kernel.display()),
+                boot::Error::Initrd(_) => match &config.initrd {
+                    Some(path) => format!("--initrd {}", path.display()),
+                    None => "--initrd".to_owned(),
+                },
+                boot::Error::CommandLine(_) => "--cmdline".to_owned(),
+                boot::Error::Smbios(_) => "--uuid and --oem-string".to_owned(),
+                _ => "cannot describe the machine to the guest".to_owned(),
             };
-            let path = path.map(|path| format!(" {}", path.display())).unwrap_or_default();
-            anyhow::Error::new(error).context(format!("`{flag}{path}`"))
+            anyhow::Error::new(error).context(place)
         })
     }
 }
 
 fn open(flag: &str, path: &Path) -> Result<File> {
-    File::open(path).with_context(|| format!("cannot open `{flag} {}`", path.display()))
+    File::open(path).with_context(|| format!("{flag} {}: cannot be opened", path.display()))
 }
 
 fn check_processors(config: &Config, hypervisor: &Hypervisor) -> Result<()> {
     let max = hypervisor.processors_max();
-    ensure!(
-        (1..=max).contains(&config.cpus),
-        "`--cpus {}` is not possible here: KVM runs 1 to {max}",
-        config.cpus
-    );
+    ensure!((1..=max).contains(&config.cpus), "--cpus {}: KVM runs 1 to {max} here", config.cpus);
     Ok(())
 }
 
@@ -213,9 +211,9 @@ fn map_memory(config: &Config, platform: &Platform) -> Result<GuestMemory> {
     };
     GuestMemory::map(&platform.ram, backing).with_context(|| match hugepages {
         Some(_) => format!(
-            "cannot map `--memory {size}` from huge pages; are as many set aside in \
+            "--memory {size}: cannot be mapped from huge pages; are as many set aside in \
              /sys/kernel/mm/hugepages/*/nr_hugepages?"
         ),
-        None => format!("cannot map `--memory {size}`"),
+        None => format!("--memory {size}: cannot be mapped"),
     })
 }

@@ -1,1 +1,160 @@
+use std::io::Cursor;
 
+use super::*;
+use crate::test::bzimage_with;
+
+// Payloads as a kernel's build makes them: an ELF header and 64 call instructions, packed by the tools and
+// options of the kernel's makefiles. xz' x86 filter changed the calls, zstd announces a window of 128 MiB.
+const ZSTD: &[u8] = &[
+    0x28, 0xB5, 0x2F, 0xFD, 0x04, 0x88, 0xE5, 0x00, 0x00, 0x88, 0x7F, 0x45, 0x4C, 0x46, 0x02, 0x01,
+    0x01, 0x00, 0x02, 0x00, 0x3E, 0x00, 0x01, 0x00, 0xE8, 0x00, 0x10, 0x03, 0x00, 0x3A, 0x28, 0xEA,
+    0x08, 0x60, 0x21, 0x00, 0x17, 0x33, 0x47, 0x02, 0x66, 0x80, 0x01, 0x00, 0x00,
+];
+const LZ4: &[u8] = &[
+    0x02, 0x21, 0x4C, 0x18, 0x23, 0x00, 0x00, 0x00, 0x84, 0x7F, 0x45, 0x4C, 0x46, 0x02, 0x01, 0x01,
+    0x00, 0x01, 0x00, 0x6F, 0x02, 0x00, 0x3E, 0x00, 0x01, 0x00, 0x01, 0x00, 0x17, 0x3F, 0xE8, 0x00,
+    0x10, 0x05, 0x00, 0xFF, 0x26, 0x50, 0xE8, 0x00, 0x10, 0x00, 0x00, 0x80, 0x01, 0x00, 0x00,
+];
+const GZIP: &[u8] = &[
+    0x1F, 0x8B, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03, 0xAB, 0x77, 0xF5, 0x71, 0x63, 0x62,
+    0x64, 0x64, 0x80, 0x01, 0x26, 0x06, 0x3B, 0x06, 0x04, 0x8F, 0x30, 0x78, 0xC1, 0x20, 0x30, 0x4A,
+    0x50, 0x40, 0x00, 0x00, 0xE9, 0xF1, 0x96, 0xE7, 0x80, 0x01, 0x00, 0x00,
+];
+const XZ: &[u8] = &[
+    0xFD, 0x37, 0x7A, 0x58, 0x5A, 0x00, 0x00, 0x01, 0x69, 0x22, 0xDE, 0x36, 0x02, 0x01, 0x04, 0x00,
+    0x21, 0x01, 0x1A, 0x00, 0x01, 0xC9, 0x80, 0xB3, 0xE0, 0x01, 0x7F, 0x00, 0x82, 0x5D, 0x00, 0x3F,
+    0x91, 0x45, 0x84, 0x68, 0x3D, 0x89, 0xA6, 0xDA, 0x8A, 0xCC, 0x93, 0xE2, 0x4E, 0xC0, 0x2F, 0x25,
+    0xAD, 0x8C, 0xE9, 0xE7, 0x89, 0x32, 0x98, 0xDD, 0x48, 0xB4, 0x7B, 0xBD, 0xFF, 0xC3, 0xAF, 0xD3,
+    0x2B, 0x82, 0x81, 0x40, 0x9A, 0xF4, 0x18, 0xBA, 0x61, 0x8F, 0x14, 0x0D, 0x69, 0xF8, 0x6C, 0xEF,
+    0x9F, 0x8B, 0xD1, 0x8D, 0x5F, 0x17, 0xFA, 0xD2, 0x6E, 0x9D, 0xFF, 0x36, 0x15, 0x84, 0xB9, 0xA8,
+    0xF5, 0xA6, 0x3D, 0xB5, 0x58, 0x99, 0x84, 0x2A, 0x5B, 0x0E, 0xA7, 0xB5, 0x13, 0x13, 0x13, 0xD8,
+    0x8B, 0x92, 0x53, 0x1D, 0xFB, 0xE6, 0x58, 0xDB, 0xF6, 0xA3, 0x3F, 0xB7, 0x54, 0x26, 0xD7, 0xA7,
+    0xD5, 0xBB, 0xC6, 0xE9, 0x84, 0xC7, 0x9D, 0xE7, 0xD2, 0x2A, 0x58, 0x6E, 0xC2, 0x50, 0x2B, 0x98,
+    0x43, 0xB5, 0x78, 0x4F, 0x2F, 0x65, 0x6C, 0x3E, 0xC7, 0xA2, 0xD9, 0xCA, 0x93, 0xFB, 0xCC, 0x05,
+    0xD3, 0x00, 0x00, 0x00, 0xE9, 0xF1, 0x96, 0xE7, 0x00, 0x01, 0x9A, 0x01, 0x80, 0x03, 0x00, 0x00,
+    0x2A, 0xC0, 0xD7, 0xAD, 0x3E, 0x30, 0x0D, 0x8B, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5A,
+    0x80, 0x01, 0x00, 0x00,
+];
+
+fn elf() -> Vec<u8> {
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    elf.extend([2, 0, 62, 0, 1]);
+    elf.resize(64, 0);
+    elf.extend([0xE8, 0, 0x10, 0, 0].repeat(64));
+    elf
+}
+
+fn unpack(payload: &[u8]) -> Result<(Format, Vec<u8>), Error> {
+    let mut out = Vec::new();
+    let format = unpack_kernel(&mut Cursor::new(bzimage_with(payload)), &mut out)?;
+    Ok((format, out))
+}
+
+/// A payload in LZ4's legacy frame, with the length that a kernel's build appends.
+fn lz4(blocks: &[&[u8]]) -> Vec<u8> {
+    let mut payload = LZ4[..4].to_vec();
+    for block in blocks {
+        let packed = lz4_flex::block::compress(block);
+        payload.extend(u32::try_from(packed.len()).unwrap().to_le_bytes());
+        payload.extend(packed);
+    }
+    let len: usize = blocks.iter().map(|block| block.len()).sum();
+    payload.extend(u32::try_from(len).unwrap().to_le_bytes());
+    payload
+}
+
+#[test]
+fn all_four_formats_give_the_elf_that_was_packed() {
+    for (payload, format) in
+        [(ZSTD, Format::Zstd), (LZ4, Format::Lz4), (GZIP, Format::Gzip), (XZ, Format::Xz)]
+    {
+        let (found, out) = unpack(payload).unwrap();
+        assert_eq!((found, out), (format, elf()));
+    }
+}
+
+#[test]
+fn a_kernel_of_several_lz4_blocks_comes_out_whole() {
+    let mut first = elf();
+    first.resize(LZ4_BLOCK_MAX, 7);
+    let second = vec![9; 1000];
+    let (_, out) = unpack(&lz4(&[&first, &second])).unwrap();
+    assert_eq!(out, [first, second].concat());
+}
+
+#[test]
+fn a_gzip_header_with_all_optional_fields_is_skipped() {
+    let mut payload = GZIP[..10].to_vec();
+    payload[3] = 0b1_1110;
+    payload.extend(b"\x02\0xxname\0comment\0\x12\x34");
+    payload.extend(&GZIP[10..]);
+    assert_eq!(unpack(&payload).unwrap().1, elf());
+}
+
+#[test]
+fn unsupported_compressions_are_refused_by_name() {
+    let magics: [(&[u8], &str); 3] = [
+        (b"BZh91AY&SY...", "bzip2"),
+        (b"\x5D\0\0\x80........", "lzma"),
+        (b"\x89LZO\0\r......", "lzo"),
+    ];
+    for (payload, name) in magics {
+        let refusal = unpack(payload).unwrap_err();
+        assert!(matches!(refusal, Error::UnsupportedCompression(found) if found == name));
+    }
+    assert!(matches!(unpack(&[7; 20]).unwrap_err(), Error::UnknownCompression([7, ..])));
+}
+
+#[test]
+fn a_payload_cut_anywhere_is_an_error() {
+    for payload in [ZSTD, LZ4, GZIP, XZ] {
+        for len in 0..payload.len() {
+            assert!(unpack(&payload[..len]).is_err(), "{len} of {:02x?}", &payload[..4]);
+        }
+    }
+}
+
+#[test]
+fn a_changed_gzip_checksum_is_an_error() {
+    let mut payload = GZIP.to_vec();
+    let checksum = payload.len() - 8;
+    payload[checksum] ^= 1;
+    assert!(matches!(unpack(&payload).unwrap_err(), Error::Damaged { .. }));
+}
+
+#[test]
+fn a_length_other_than_the_recorded_one_is_an_error() {
+    let mut payload = lz4(&[&elf()]);
+    let recorded = payload.len() - 4;
+    payload[recorded] ^= 1;
+    let refusal = unpack(&payload).unwrap_err();
+    assert!(matches!(refusal, Error::WrongLength { unpacked: 384, recorded: 385 }), "{refusal}");
+}
+
+#[test]
+fn what_is_not_an_x86_64_elf_is_refused_and_not_written() {
+    let mut other_processor = elf();
+    other_processor[18] = 183;
+    for content in [&other_processor[..], b"MZ and more than a header's length", b"\x7fELF"] {
+        let mut out = Vec::new();
+        let bzimage = bzimage_with(&lz4(&[content]));
+        let refusal = unpack_kernel(&mut Cursor::new(bzimage), &mut out).unwrap_err();
+        assert!(matches!(refusal, Error::NotElf), "{refusal}");
+        assert!(out.len() < ELF_HEAD_LEN);
+    }
+}
+
+#[test]
+fn an_lz4_block_longer_than_any_is_refused_before_it_is_read() {
+    let mut payload = LZ4[..4].to_vec();
+    payload.extend(u32::MAX.to_le_bytes());
+    payload.extend([0; 64]);
+    assert!(matches!(unpack(&payload).unwrap_err(), Error::Damaged { .. }));
+}
+
+#[test]
+fn an_elf_file_is_told_that_it_needs_no_unpacking() {
+    let refusal = unpack_kernel(&mut Cursor::new(elf()), &mut Vec::new()).unwrap_err();
+    assert!(refusal.to_string().contains("already"), "{refusal}");
+}

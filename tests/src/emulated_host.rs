@@ -44,6 +44,12 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// What virtiofsd may take to listen.
 const VIRTIOFSD_START: Duration = Duration::from_secs(20);
 
+/// The same where the clock counts instructions: there the job itself beats, between two steps.
+const SILENCE_OF_A_STEP: Duration = Duration::from_secs(400);
+
+/// Names the file whose time of change is the heart of a host that has [`Clock::Instructions`].
+pub const HEARTBEAT: &str = "NIXVMM_TESTBED_HEARTBEAT";
+
 /// How often the emulated host is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -53,6 +59,17 @@ pub struct EmulatedHost {
     kernel: PathBuf,
     initramfs: PathBuf,
     runs: PathBuf,
+    clock: Clock,
+}
+
+/// What moves the clock of an emulated host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Clock {
+    /// Time, as ever; two emulated processors run at once.
+    Wall,
+    /// One instruction is one nanosecond, and waiting takes no time; one emulated processor. Results
+    /// repeat within a few thousandths, whatever else this machine does.
+    Instructions,
 }
 
 /// What runs in the emulated host, and how.
@@ -93,7 +110,13 @@ impl EmulatedHost {
         })?;
         let runs = cache.root().join("runs");
         fs::create_dir_all(&runs)?;
-        Ok(Self { kernel: kernel.image, initramfs: folder.join("initramfs"), runs })
+        let initramfs = folder.join("initramfs");
+        Ok(Self { kernel: kernel.image, initramfs, runs, clock: Clock::Wall })
+    }
+
+    /// The same host with another clock.
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     /// Runs `job` and returns its exit status. A host that hangs is
@@ -115,7 +138,7 @@ impl EmulatedHost {
     fn attempt(&self, job: &Job<'_>) -> Result<End> {
         let run = tempfile::tempdir_in(&self.runs)?;
         let folder = run.path();
-        fs::write(folder.join("script"), script(folder, job)?)?;
+        fs::write(folder.join("script"), script(folder, job, self.clock)?)?;
         let _file_server = FileServer::start(folder)?;
         let mut host = Process(self.qemu(folder, job)?.spawn().context("QEMU cannot be started")?);
 
@@ -127,10 +150,17 @@ impl EmulatedHost {
             if start.elapsed() > job.limit {
                 bail!("the emulated host exceeded its limit of {} s", job.limit.as_secs());
             }
-            if silence(folder, start) > SILENCE {
+            if silence(folder, start) > self.silence_limit() {
                 return hung(folder, "the emulated host hangs");
             }
             thread::sleep(POLL);
+        }
+    }
+
+    fn silence_limit(&self) -> Duration {
+        match self.clock {
+            Clock::Wall => SILENCE,
+            Clock::Instructions => SILENCE_OF_A_STEP,
         }
     }
 
@@ -140,10 +170,17 @@ impl EmulatedHost {
             "console=ttyS0 panic=-1 mitigations=off quiet testbed.script={}",
             path("script")
         );
+        let processors: &[&str] = match self.clock {
+            Clock::Wall => &["-accel", "tcg,thread=multi", "-smp", "2"],
+            Clock::Instructions => {
+                &["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off"]
+            }
+        };
         let mut command = tool::command(Program::Qemu.name());
         command
-            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"])
-            .args(["-smp", "2", "-m", MEMORY, "-numa", "node,memdev=ram", "-object"])
+            .args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt"])
+            .args(processors)
+            .args(["-m", MEMORY, "-numa", "node,memdev=ram", "-object"])
             .arg(format!("memory-backend-memfd,id=ram,size={MEMORY},share=on"))
             .args(["-device", "vhost-user-fs-pci,chardev=fs,tag=hostroot", "-chardev"])
             .arg(format!("socket,id=fs,path={}", path("fs.socket")))
@@ -183,7 +220,7 @@ pub fn is_needed() -> bool {
 
 /// The script that runs in the emulated host as its first process. The job's terminal is the virtio
 /// console, its exit status and the host's heartbeat are files.
-fn script(folder: &Path, job: &Job<'_>) -> Result<String> {
+fn script(folder: &Path, job: &Job<'_>, clock: Clock) -> Result<String> {
     let run = quoted(&folder.display().to_string());
     let mut text = String::from("#!/bin/sh\n");
     let own = env::vars().filter(|(name, _)| name != "TMPDIR");
@@ -202,7 +239,10 @@ fn script(folder: &Path, job: &Job<'_>) -> Result<String> {
     // Guests larger than the emulated host are sparse.
     text += "echo 1 > /proc/sys/vm/overcommit_memory\n";
     text += "mkdir -p /run/testbed\nexport TMPDIR=/run/testbed\n";
-    text += &format!("while date > {run}/heartbeat; do sleep 2; done &\n");
+    text += &match clock {
+        Clock::Wall => format!("while date > {run}/heartbeat; do sleep 2; done &\n"),
+        Clock::Instructions => format!("export {HEARTBEAT}={run}/heartbeat\n"),
+    };
     let command: Vec<String> = job.command.iter().map(|word| quoted(word)).collect();
     text += &format!(
         "setsid --ctty --wait {} < /dev/hvc0 > /dev/hvc0 2>&1\necho $? > {run}/status\n",

@@ -22,13 +22,22 @@ pub(crate) struct LoopThread {
 
 impl LoopThread {
     pub(crate) fn new() -> Self {
-        let (sender, handles) = channel();
+        Self::with(|_| ()).0
+    }
+
+    /// The same, with what `build` makes in the loop before it runs.
+    pub(crate) fn with<T: Send + 'static>(
+        build: impl FnOnce(&mut EventLoop) -> T + Send + 'static,
+    ) -> (Self, T) {
+        let (sender, receiver) = channel();
         let thread = thread::spawn(move || {
             let mut event_loop = EventLoop::new().unwrap();
-            sender.send(event_loop.handle()).unwrap();
+            let built = build(&mut event_loop);
+            sender.send((event_loop.handle(), built)).unwrap();
             event_loop.run().unwrap();
         });
-        Self { handle: handles.recv().unwrap(), thread: Some(thread) }
+        let (handle, built) = receiver.recv().unwrap();
+        (Self { handle, thread: Some(thread) }, built)
     }
 
     pub(crate) fn handle(&self) -> LoopHandle {

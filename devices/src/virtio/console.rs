@@ -1,10 +1,10 @@
 //! Virtio console device (virtio 1.3, section 5.3).
 //!
-//! One port: a queue for input and one for output. Output that the reader behind the stream does not
-//! take stays in the driver's buffers, and input without a buffer stays in the stream, so nothing is
-//! lost and nothing grows. Several ports are not offered: a guest needs one console, and vsock
-//! connects better. The emergency write works before the driver is ready, for the first messages of
-//! a kernel.
+//! One port: a queue for input and one for output. Output that the reader behind the stream does
+//! not take stays in the driver's buffers, and input without a buffer stays in the stream, so
+//! nothing is lost and nothing grows. Several ports are not offered: a guest needs one console, and
+//! vsock connects better. The emergency write works before the driver is ready, for the first
+//! messages of a kernel.
 
 use std::io;
 
@@ -63,14 +63,10 @@ pub struct Console {
 impl Console {
     /// Makes a console in front of `stream`, whose worker runs in the loop of `home`.
     pub fn new(stream: Stream, home: LoopHandle) -> Self {
-        let size = stream.window_size();
-        let config = ConsoleConfig {
-            columns: size.columns.to_le(),
-            rows: size.rows.to_le(),
-            max_ports: 1u32.to_le(),
-            emergency_write: 0,
-        };
-        Self { stream, home, config, worker: None }
+        let config = ConsoleConfig { max_ports: 1u32.to_le(), ..ConsoleConfig::default() };
+        let mut console = Self { stream, home, config, worker: None };
+        console.refresh();
+        console
     }
 }
 
@@ -93,6 +89,12 @@ impl VirtioDevice for Console {
             // As on any serial line, what a full buffer does not take is lost.
             let _ = self.stream.send(character);
         }
+    }
+
+    fn refresh(&mut self) {
+        let size = self.stream.window_size();
+        self.config.columns = size.columns.to_le();
+        self.config.rows = size.rows.to_le();
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
@@ -244,3 +246,6 @@ fn fill(chain: &Chain, stream: &Stream) -> u32 {
     }
     written
 }
+
+#[cfg(test)]
+mod test;

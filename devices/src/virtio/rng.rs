@@ -87,3 +87,55 @@ fn fill(chain: &Chain) -> io::Result<u32> {
     }
     u32::try_from(REQUEST_BYTES_MAX - left).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::test::LoopThread;
+    use crate::test::driver::Driver;
+    use crate::test::hostile::Subject;
+
+    fn started() -> (LoopThread, Driver) {
+        let home = LoopThread::new();
+        let mut driver = Driver::mmio(Box::new(Entropy::new(home.handle())));
+        driver.start();
+        (home, driver)
+    }
+
+    #[test]
+    fn fills_all_buffers_of_a_request_with_bytes_that_differ_each_time() {
+        let (_home, mut driver) = started();
+        let first = driver.request(0, &[], &[16, 0, 100]);
+        let second = driver.request(0, &[], &[116]);
+        assert_eq!((first.len(), second.len()), (116, 116));
+        assert_ne!(first, second);
+        assert_ne!(first[..16], [0; 16]);
+        assert_ne!(first[100..], [0; 16]);
+    }
+
+    #[test]
+    fn a_large_request_is_filled_up_to_the_limit_and_no_further() {
+        let (_home, mut driver) = started();
+        let sent = driver.send(0, &[], &[REQUEST_BYTES_MAX - 1, 2, 4096]);
+        let len = u32::try_from(REQUEST_BYTES_MAX).unwrap();
+        assert_eq!(driver.wait_used(0), (u32::from(sent.head), len));
+        assert!(driver.answer(&sent)[REQUEST_BYTES_MAX..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_request_without_room_is_answered_with_nothing() {
+        let (_home, mut driver) = started();
+        assert_eq!(driver.request(0, &[b"read"], &[]), b"");
+        assert_eq!(driver.request(0, &[b"read"], &[4]).len(), 4);
+    }
+
+    #[test]
+    fn entropy_survives_a_hostile_driver() {
+        let subject = Subject {
+            make: &|home| Box::new(Entropy::new(home)),
+            served: &[0],
+            works: &|driver| assert_eq!(driver.request(0, &[], &[8, 8]).len(), 16),
+        };
+        subject.survives();
+    }
+}

@@ -1,6 +1,5 @@
 //! Files that are read and written without waiting, and without a trace for those who share them.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -8,7 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
 
-/// What a file that polls as writable takes at least without waiting, where we cannot tell it not to.
+/// What a file that polls as writable takes at least without waiting, where we cannot tell it not
+/// to.
 const CAUTIOUS_WRITE_BYTES: usize = 512;
 
 /// An open file with the way to use it without waiting.
@@ -39,6 +39,11 @@ impl Descriptor {
         Ok(Self { file, kind })
     }
 
+    /// Takes an open file in non-blocking mode that can be polled.
+    pub(super) fn non_blocking(file: OwnedFd) -> Self {
+        Self { file, kind: Kind::NonBlocking }
+    }
+
     /// Takes a socket, in whatever mode it is.
     pub(super) fn socket(file: impl Into<OwnedFd>) -> Self {
         Self { file: file.into(), kind: Kind::Socket }
@@ -59,6 +64,11 @@ impl Descriptor {
             Ok(file) => Ok(Self { file, kind: Kind::NonBlocking }),
             Err(_) => Ok(Self { file: file.try_clone_to_owned()?, kind: Kind::Polled }),
         }
+    }
+
+    /// The same open file under another number.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, kind: self.kind })
     }
 
     /// Whether an event loop can watch the file.
@@ -132,13 +142,8 @@ impl AsFd for Descriptor {
     }
 }
 
-impl From<File> for Descriptor {
-    fn from(file: File) -> Self {
-        Self { file: file.into(), kind: Kind::Immediate }
-    }
-}
-
-/// Whether epoll takes such a file: pipes, sockets and terminals; files and the like are always ready.
+/// Whether epoll takes such a file: pipes, sockets and terminals; files and the like are always
+/// ready.
 fn is_pollable(file: impl AsFd) -> io::Result<bool> {
     Ok(match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
         FileType::Fifo | FileType::Socket => true,

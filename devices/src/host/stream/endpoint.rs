@@ -62,7 +62,7 @@ pub(super) trait Arrivals: Send {
 /// A terminal whose size may change.
 pub(super) trait Window: Send {
     /// The file that is readable when the size has changed.
-    fn announcer(&self) -> Option<&Descriptor>;
+    fn announcer(&self) -> &Descriptor;
     /// Takes the announcement and reads the size.
     fn size(&mut self) -> super::WindowSize;
 }
@@ -125,9 +125,7 @@ impl Handler for Endpoint {
         watch.add(&self.shared.pump, PUMP, EventSet::IN)?;
         if let Some(window) = &mut self.window {
             self.shared.set_window_size(window.size());
-            if let Some(announcer) = window.announcer() {
-                watch.add(announcer, WINDOW, EventSet::IN)?;
-            }
+            watch.add(window.announcer(), WINDOW, EventSet::IN)?;
         }
         if let Some(arrivals) = &self.arrivals {
             watch.add(arrivals.announcer(), ARRIVAL, EventSet::IN)?;
@@ -241,16 +239,17 @@ impl Endpoint {
         }
     }
 
-    /// The output cannot be written any more.
+    /// The output cannot be written any more; what a peer wrote before it left is still read.
     fn lose(&mut self, error: &io::Error, watch: &mut Watch<'_, '_>) {
-        if self.arrivals.is_some() {
-            return self.leave(watch);
-        }
-        log::warn!("{}: cannot write, output is dropped from here on: {error}", self.name);
         if let Some(mut output) = self.output.take() {
             // A file that cannot be removed is not watched.
             let _ = output.watch(None, watch);
         }
+        if self.arrivals.is_some() {
+            self.shared.set_reader(Reader::Absent, &mut self.in_hand);
+            return self.pump_input(watch);
+        }
+        log::warn!("{}: cannot write, output is dropped from here on: {error}", self.name);
         self.shared.set_reader(Reader::Never, &mut self.in_hand);
     }
 
@@ -263,17 +262,21 @@ impl Endpoint {
         self.shared.set_reader(Reader::Absent, &mut self.in_hand);
         if let Some(arrivals) = &mut self.arrivals {
             arrivals.dismiss();
+            if let Err(error) = watch.add(arrivals.announcer(), ARRIVAL, EventSet::IN) {
+                log::warn!("{}: cannot wait for clients: {error}", self.name);
+            }
         }
-        self.admit(watch);
     }
 
     fn admit(&mut self, watch: &mut Watch<'_, '_>) {
         let Some(arrivals) = &mut self.arrivals else { return };
-        if self.output.is_some() {
+        if self.input.is_some() || self.output.is_some() {
             return;
         }
         match arrivals.admit() {
             Ok(Some(peer)) => {
+                // One peer at a time: the next one waits until this one has left.
+                let _ = watch.remove(arrivals.announcer());
                 self.set_peer(peer);
                 self.shared.set_reader(Reader::Present, &mut self.in_hand);
                 self.pump(watch);

@@ -1,9 +1,9 @@
 //! Streams: what stands behind a console or a serial port.
 //!
-//! A [`Stream`] is the device's end: bytes go out and come in, without waiting and within limits. Its
-//! endpoint, the other end, lives in an event loop and moves the bytes from and to files of the host.
-//! The endpoint lives as long as the stream, so a reset of the device, a restart of the guest or a
-//! guest without a driver loses nothing, and the escape keys always work.
+//! A [`Stream`] is the device's end: bytes go out and come in, without waiting and within limits.
+//! Its endpoint, the other end, lives in an event loop and moves the bytes from and to files of the
+//! host. The endpoint lives as long as the stream, so a reset of the device, a restart of the guest
+//! or a guest without a driver loses nothing, and the escape keys always work.
 //!
 //! Output that a slow reader does not take stays with the device, which is told when there is room
 //! again. Where a reader may come and go, the last bytes are kept for the next one.
@@ -12,7 +12,12 @@ mod descriptor;
 mod endpoint;
 mod escape;
 mod file;
+mod pty;
+mod socket;
 mod stdio;
+#[cfg(test)]
+mod test;
+mod window;
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,8 +28,8 @@ use endpoint::Endpoint;
 
 pub use endpoint::QuitRequest;
 
-/// Output that waits for its reader; more stays with the guest, or pushes the oldest out when nobody
-/// reads. A boot's messages fit.
+/// Output that waits for its reader; more stays with the guest, or pushes the oldest out when
+/// nobody reads. A boot's messages fit.
 pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
 
 /// Input that waits for the guest; more stays in the host's file. Much more than anybody types, so
@@ -109,11 +114,16 @@ impl Stream {
         count
     }
 
-    /// Signalled when there is input or room that was asked for, or another window size.
+    /// Signalled when there is input or room that was asked for.
     ///
     /// It belongs to one device, which takes the signal.
     pub fn attention(&self) -> &Event {
         &self.shared.attention
+    }
+
+    /// Calls `changed` on the loop's thread whenever [`Stream::window_size`] has changed.
+    pub fn on_resize(&self, changed: Box<dyn FnMut() + Send>) {
+        *lock(&self.shared.resized) = Some(changed);
     }
 
     /// The size of the terminal behind the stream.
@@ -139,6 +149,8 @@ struct Shared {
     pump: Event,
     /// Signalled for the device.
     attention: Event,
+    /// Called when the window has another size.
+    resized: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 struct State {
@@ -182,7 +194,12 @@ impl Shared {
             room_wanted: false,
             input_wanted: true,
         };
-        Ok(Self { state: Mutex::new(state), pump: Event::new()?, attention: Event::new()? })
+        Ok(Self {
+            state: Mutex::new(state),
+            pump: Event::new()?,
+            attention: Event::new()?,
+            resized: Mutex::default(),
+        })
     }
 
     /// Moves all waiting output to the empty `target`; asks to be woken when there is none.
@@ -251,15 +268,16 @@ impl Shared {
     }
 
     fn set_window_size(&self, window_size: WindowSize) {
-        let mut state = self.state();
-        if state.window_size != window_size {
-            state.window_size = window_size;
-            self.attention.signal();
+        let old = std::mem::replace(&mut self.state().window_size, window_size);
+        if old != window_size
+            && let Some(resized) = lock(&self.resized).as_mut()
+        {
+            resized();
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -272,4 +290,8 @@ impl State {
         let excess = self.output.len().saturating_sub(OUTPUT_BYTES_MAX);
         self.output.drain(..excess);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

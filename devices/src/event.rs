@@ -13,6 +13,7 @@ use std::thread::{self, ThreadId};
 use event_manager::{
     EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use event_manager::EventSet;
@@ -39,6 +40,12 @@ impl Event {
     /// Takes the signal, if there is one.
     pub fn take(&self) -> bool {
         self.0.read().is_ok()
+    }
+
+    /// Says whether there is a signal to take.
+    pub fn is_signalled(&self) -> bool {
+        let mut files = [PollFd::new(self, PollFlags::IN)];
+        poll(&mut files, Some(&Timespec::default())) == Ok(1)
     }
 
     /// Says whether both are the same event.

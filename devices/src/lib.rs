@@ -9,6 +9,7 @@ pub mod event;
 pub mod host;
 pub mod interrupt;
 pub mod panic;
+pub mod pci;
 pub mod power;
 pub mod rate_limit;
 pub mod serial;

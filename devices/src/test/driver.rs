@@ -2,6 +2,7 @@
 
 use arch::memory::{Backing, GuestAddress, GuestMemory};
 
+use super::pci_wire::PciWire;
 use super::wire::{MmioWire, Source, Wire};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::transport::{Area, Half, Register, status};
@@ -78,6 +79,12 @@ impl Driver {
         Self::new(Box::new(MmioWire::new(device, memory)), memory)
     }
 
+    /// Drives `device` over virtio-pci.
+    pub(crate) fn pci(device: Box<dyn VirtioDevice>) -> Self {
+        let memory = memory();
+        Self::new(Box::new(PciWire::new(device, memory)), memory)
+    }
+
     pub(crate) fn new(wire: Box<dyn Wire>, memory: GuestMemory) -> Self {
         Self { wire, memory, rings: Vec::new(), next_buffer: BUFFERS }
     }
@@ -102,6 +109,7 @@ impl Driver {
 
     /// Goes as far as agreeing on `features`.
     pub(crate) fn negotiate(&mut self, features: u64) {
+        self.wire.probe();
         self.reset();
         self.set_status(status::ACKNOWLEDGE);
         self.set_status(status::ACKNOWLEDGE | status::DRIVER);

@@ -7,6 +7,7 @@ use arch::memory::GuestMemory;
 
 use super::LoopThread;
 use super::driver::{self, Descriptor, Driver, HIGH_RAM, INDIRECT, LOW_RAM, NEXT, WRITE};
+use super::pci_wire::PciWire;
 use super::wire::{MmioWire, Wire};
 use crate::event::LoopHandle;
 use crate::virtio::device::VirtioDevice;
@@ -124,7 +125,7 @@ const ODD_RINGS: &[(&str, Attack)] = &[
 impl Subject<'_> {
     /// Tries everything, on every transport.
     pub(crate) fn survives(&self) {
-        let transports: &[Over] = &[mmio];
+        let transports: &[Over] = &[mmio, pci];
         for over in transports {
             let home = LoopThread::new();
             let memory = driver::memory();
@@ -327,6 +328,10 @@ impl Subject<'_> {
 
 fn mmio(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Box<dyn Wire> {
     Box::new(MmioWire::new(device, memory))
+}
+
+fn pci(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Box<dyn Wire> {
+    Box::new(PciWire::new(device, memory))
 }
 
 fn queues(driver: &mut Driver) -> std::ops::Range<u16> {

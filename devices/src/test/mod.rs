@@ -6,6 +6,7 @@
 pub(crate) mod driver;
 pub(crate) mod echo;
 pub(crate) mod hostile;
+pub(crate) mod pci_wire;
 pub(crate) mod wire;
 
 use std::io;

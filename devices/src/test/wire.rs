@@ -23,6 +23,8 @@ pub(crate) enum Source {
 
 /// A transport from the driver's side.
 pub(crate) trait Wire: Send {
+    /// Sets up what is below virtio, as a guest does once when it finds the device.
+    fn probe(&mut self) {}
     fn device_kind(&mut self) -> u32;
     fn read(&mut self, register: Register) -> u32;
     fn write(&mut self, register: Register, value: u32);

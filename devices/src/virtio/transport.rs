@@ -235,6 +235,11 @@ impl Transport {
         }
     }
 
+    /// Bytes of the configuration space.
+    pub fn config_len(&self) -> usize {
+        self.device.config().len()
+    }
+
     /// Writes the configuration space; a write that is not wholly within it is ignored.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
         let Ok(start) = usize::try_from(offset) else { return };

@@ -19,6 +19,11 @@ pub(crate) fn report(error: &anyhow::Error) {
     write(&line(journal_reads_stderr(), Level::Error, "nixvmm", &format_args!("{error:#}")));
 }
 
+/// How a line that tells of an error begins.
+pub(crate) fn error_prefix() -> &'static str {
+    if journal_reads_stderr() { "<3>" } else { "nixvmm: error: " }
+}
+
 struct Sink {
     journal: bool,
 }

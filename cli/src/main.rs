@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use ::log::LevelFilter;
 use anyhow::{Context as _, Result};
 use vmm::config::{Config, Console};
+use vmm::sandbox::{LastWords, set_last_words};
 
 use crate::args::{Command, CommandLine, Machine};
 use crate::terminal::RawTerminal;
@@ -36,10 +37,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn with_machine(machine: Machine, act: fn(Config) -> Result<u8>) -> ExitCode {
+/// What `run` or `check` does with a machine that is resolved.
+type Action = fn(&Config) -> Result<u8>;
+
+fn with_machine(machine: Machine, act: Action) -> ExitCode {
     log::start(machine.log_level.unwrap_or(LevelFilter::Info));
     match machine.config().and_then(Config::resolve) {
-        Ok(config) => ended(act(config)),
+        Ok(config) => ended(act(&config)),
         Err(error) => {
             log::report(&error);
             USAGE.into()
@@ -47,15 +51,16 @@ fn with_machine(machine: Machine, act: fn(Config) -> Result<u8>) -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Result<u8> {
+fn run(config: &Config) -> Result<u8> {
     let stdio = [&config.console, &config.serial].contains(&&Console::Stdio);
     let _terminal =
         if stdio { RawTerminal::new().context("cannot make the terminal raw")? } else { None };
-    vmm::run(config).map(vmm::Exit::status)
+    set_last_words(LastWords { prefix: log::error_prefix(), restore: terminal::restore });
+    vmm::run(config.clone()).map(vmm::Exit::status)
 }
 
-fn print(config: Config) -> Result<u8> {
-    let mut text = serde_json::to_string_pretty(&config).context("cannot be written as JSON")?;
+fn print(config: &Config) -> Result<u8> {
+    let mut text = serde_json::to_string_pretty(config).context("cannot be written as JSON")?;
     text.push('\n');
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(0)

@@ -102,8 +102,8 @@ fn handle(signal: c_int, handler: extern "C" fn(c_int), flags: c_int) -> io::Res
     }
 }
 
-/// Async-signal-safe: one atomic load and one system call.
-fn restore() {
+/// Puts the terminal back. Async-signal-safe: one atomic load and one system call.
+pub(crate) fn restore() {
     if let Some(modes) = MODES.get() {
         // The terminal may be gone, and then there is nothing to restore.
         let _ = tcsetattr(stdin(), OptionalActions::Now, &modes.before);

@@ -1,4 +1,5 @@
 //! The built program, seen from outside.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::Path;

@@ -8,6 +8,7 @@ mod exit;
 mod kvm;
 mod machine;
 mod run_state;
+pub mod sandbox;
 mod timing;
 mod vcpu;
 

@@ -1,0 +1,48 @@
+//! Which files may still be opened: by landlock none, but for what is removed at the end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use anyhow::{Context as _, Result};
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset,
+    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetStatus,
+};
+
+/// Rights that are known here; what an older kernel lacks is left out.
+const KNOWN: ABI = ABI::V5;
+
+/// The rules of one thread.
+pub(super) struct Paths(RulesetCreated);
+
+impl Paths {
+    /// Rules by which no file can be opened, made or changed, but sockets and links whose names are
+    /// in `removed` can be taken away.
+    pub(super) fn new(removed: &[PathBuf]) -> Result<Self> {
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(KNOWN))?
+            .handle_access(AccessNet::from_all(KNOWN))?
+            .create()
+            .context("landlock")?;
+        for path in removed {
+            let folder = path.parent().unwrap_or(Path::new("/"));
+            let right: BitFlags<_> = AccessFs::RemoveFile.into();
+            ruleset = ruleset.add_rule(PathBeneath::new(PathFd::new(folder)?, right))?;
+        }
+        Ok(Self(ruleset))
+    }
+
+    /// Confines the calling thread, and threads that it makes later, for good.
+    pub(super) fn enter(self) -> Result<()> {
+        let status = self.0.restrict_self().context("landlock")?;
+        if status.ruleset == RulesetStatus::NotEnforced {
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                log::warn!(
+                    "this kernel has no landlock: only seccomp keeps files from being opened"
+                );
+            });
+        }
+        Ok(())
+    }
+}

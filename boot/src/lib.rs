@@ -1,8 +1,8 @@
 //! What is in RAM when the first instruction runs?
 //!
 //! [`load`] puts a kernel, an initrd, a command line and the tables that describe the machine into
-//! guest memory, and says where the first processor starts. This crate knows no device: it announces
-//! what [`Platform`] lists.
+//! guest memory, and says where the first processor starts. This crate knows no device: it
+//! announces what [`Platform`] lists.
 
 mod acpi;
 mod boot_params;
@@ -81,8 +81,8 @@ pub enum Error {
 
 /// Fills guest memory, which reads as zeros, with all that `source` and `platform` ask for.
 ///
-/// Files are read by position: their own offset neither matters nor moves, so that a restarted guest
-/// is loaded by the same call.
+/// Files are read by position: their own offset neither matters nor moves, so that a restarted
+/// guest is loaded by the same call.
 pub fn load(memory: GuestMemory, platform: &Platform, source: &Source<'_>) -> Result<Entry, Error> {
     let map = memory_map::entries(platform);
     let kernel = kernel::load(memory, source.kernel, source.protocol)?;

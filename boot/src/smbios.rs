@@ -139,7 +139,7 @@ fn bios() -> Vec<u8> {
 /// Type 1 after its header: strings 1 to 3 are manufacturer, product and version.
 fn system(uuid: Option<[u8; 16]>) -> Vec<u8> {
     let mut fields = vec![1, 2, 3, 0];
-    // SMBIOS keeps the first three fields of a UUID in little-endian order; zeros mean that there is none.
+    // SMBIOS keeps the first three fields of a UUID in little-endian order; zeros mean none.
     fields.extend_from_slice(&Uuid::from_bytes(uuid.unwrap_or_default()).to_bytes_le());
     fields.extend_from_slice(&[WAKE_UP_POWER_SWITCH, 0, 0]);
     fields
@@ -185,7 +185,7 @@ mod test {
         Identity { uuid: None, oem_strings }
     }
 
-    /// Walks the structures as an operating system does, and returns their kinds, fields and strings.
+    /// Walks the structures as an operating system does: their kinds, fields and strings.
     fn walk(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>, Vec<String>)> {
         let mut found = Vec::new();
         while let [kind, len, ..] = bytes {

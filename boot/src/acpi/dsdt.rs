@@ -24,7 +24,7 @@ const SLEEP_TYPE_OFF: u8 = 5;
 const BUTTON_PRESSED: u8 = 0x80;
 /// Device is present, enabled, shown and works.
 const STATUS_OK: u8 = 0x0F;
-/// The interface by which an operating system takes over PCI Express features (PCI Firmware 3.3, 4.5).
+/// How an operating system takes over PCI Express features (PCI Firmware 3.3, 4.5).
 const PCI_OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
 /// First capability dword of _OSC, bit 2: the UUID is not known.
 const OSC_UNKNOWN_UUID: u8 = 1 << 2;

@@ -12,12 +12,12 @@ use zerocopy::IntoBytes;
 
 use super::{Error, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 
-/// There is neither a VGA adapter nor a CMOS clock to probe, nor, by absence of their bits, an i8042 or
-/// any ISA device (ACPI 6.5, table 5.11).
+/// There is neither a VGA adapter nor a CMOS clock to probe, nor, by absence of their bits, an
+/// i8042 or any ISA device (ACPI 6.5, table 5.11).
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 const CMOS_CLOCK_NOT_PRESENT: u16 = 1 << 5;
 
-/// MADT of ACPI 6.5: revision, length of its header, and the x2APIC structure that acpi_tables lacks.
+/// MADT of ACPI 6.5: its header, and the x2APIC structure that acpi_tables lacks.
 const MADT_REVISION: u8 = 6;
 const MADT_HEADER_LEN: u32 = 44;
 const MADT_LOCAL_APIC_ADDRESS: usize = 36;

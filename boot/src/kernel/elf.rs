@@ -143,7 +143,7 @@ fn entry(
     }
 }
 
-/// Whether the entry is physical, in a segment that Linux' kernel mapping shows at its virtual address.
+/// Whether the entry is physical, in a segment that Linux maps where it maps its code.
 ///
 /// Other kernels that have a PVH note enter at a virtual address, or have no such mapping.
 fn is_linux(program_headers: &[Elf64_Phdr], elf_entry: u64) -> bool {

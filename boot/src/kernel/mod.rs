@@ -143,7 +143,7 @@ impl<'a> Image<'a> {
         Ok(Self { file, len, head })
     }
 
-    /// The bytes from `offset`, for headers and tables; kernels themselves go straight to guest memory.
+    /// The bytes from `offset`, for headers and tables; segments go straight to guest memory.
     fn bytes(&self, offset: u64, len: usize, part: &'static str) -> Result<Vec<u8>, Error> {
         self.require(offset, len as u64, part)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);

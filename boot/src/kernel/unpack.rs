@@ -92,7 +92,7 @@ pub enum Error {
 
 /// Writes the ELF inside `bzimage` to `out`, and says how it was compressed.
 ///
-/// Memory is bounded by the formats' windows: at most 300 MiB for zstd, 160 MiB for xz, 16 MiB otherwise.
+/// Memory is bounded by the formats' windows: 300 MiB for zstd, 160 MiB for xz, 20 MiB otherwise.
 /// What was written before an error is of no use.
 pub fn unpack_kernel(
     bzimage: &mut (impl Read + Seek),

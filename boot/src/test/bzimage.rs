@@ -35,7 +35,7 @@ fn bzimage(payload: &[u8], change: impl FnOnce(&mut setup_header)) -> Vec<u8> {
     change(&mut header);
     let mut image = vec![0; SETUP_LEN];
     image[0x1F1..][..size_of::<setup_header>()].copy_from_slice(header.as_slice());
-    image.extend((0..CODE_LEN).map(|index| (index % 251) as u8 + 1));
+    image.extend((0..CODE_LEN).map(|index| u8::try_from(index % 251 + 1).unwrap()));
     image.extend(payload);
     image.resize(SETUP_LEN + code_len, 0);
     image

@@ -3,8 +3,9 @@ use std::io::Cursor;
 use super::*;
 use crate::test::bzimage_with;
 
-// Payloads as a kernel's build makes them: an ELF header and 64 call instructions, packed by the tools and
-// options of the kernel's makefiles. xz' x86 filter changed the calls, zstd announces a window of 128 MiB.
+// Payloads as a kernel's build makes them: an ELF header and 64 call instructions, packed by the
+// tools and options of the kernel's makefiles. xz' x86 filter changed the calls, zstd announces a
+// window of 128 MiB.
 const ZSTD: &[u8] = &[
     0x28, 0xB5, 0x2F, 0xFD, 0x04, 0x88, 0xE5, 0x00, 0x00, 0x88, 0x7F, 0x45, 0x4C, 0x46, 0x02, 0x01,
     0x01, 0x00, 0x02, 0x00, 0x3E, 0x00, 0x01, 0x00, 0xE8, 0x00, 0x10, 0x03, 0x00, 0x3A, 0x28, 0xEA,

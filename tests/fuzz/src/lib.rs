@@ -1,0 +1,3 @@
+//! What several targets need: files, a guest, valid kernels to start from.
+
+pub mod boot;

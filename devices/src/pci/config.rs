@@ -235,3 +235,88 @@ impl BarRegister {
 fn halves(value: u64) -> [u32; 2] {
     [value & 0xffff_ffff, value >> 32].map(|half| u32::try_from(half).unwrap_or(u32::MAX))
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn space() -> ConfigSpace {
+        let mut space = ConfigSpace::new(Identity {
+            vendor: 0x1af4,
+            device: 0x1042,
+            revision: 1,
+            class: 0x01_8000,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1042,
+        });
+        space.add_bar(0, BarKind::Memory32, 0xc001_0000, 0x1_0000);
+        space.add_bar(2, BarKind::Memory64, 0x12_4000_0000, 0x4000_0000);
+        space
+    }
+
+    #[test]
+    fn a_bar_tells_its_size_and_takes_its_address_back() {
+        let mut space = space();
+        assert_eq!(space.word(0x10), 0xc001_0000);
+        space.write(0x10, &[0xff; 4]);
+        assert_eq!(space.word(0x10), 0xffff_0000);
+        space.write(0x10, &0xc001_0000u32.to_le_bytes());
+        assert_eq!(space.word(0x10), 0xc001_0000);
+    }
+
+    #[test]
+    fn a_bar_of_64_bits_tells_its_size_in_two_registers() {
+        let mut space = space();
+        assert_eq!([space.word(0x18), space.word(0x1c)], [0x4000_0004, 0x12]);
+        space.write(0x18, &[0xff; 4]);
+        space.write(0x1c, &[0xff; 4]);
+        assert_eq!([space.word(0x18), space.word(0x1c)], [0xc000_0004, 0xffff_ffff]);
+        space.write(0x18, &0x4000_0000u32.to_le_bytes());
+        space.write(0x1c, &0x12u32.to_le_bytes());
+        assert_eq!([space.word(0x18), space.word(0x1c)], [0x4000_0004, 0x12]);
+    }
+
+    #[test]
+    fn a_bar_stays_where_the_machine_has_put_it() {
+        let mut space = space();
+        for address in [0u32, 0xc002_0000, 0x8000_0000] {
+            space.write(0x10, &address.to_le_bytes());
+            assert_eq!(space.word(0x10), 0xc001_0000);
+        }
+        space.write(0x12, &[0x55]);
+        assert_eq!(space.word(0x10), 0xc001_0000);
+    }
+
+    #[test]
+    fn nothing_else_can_be_written_but_a_few_bits() {
+        let mut space = space();
+        let capability = space.add_capability(9, &[8, 1, 2, 3, 4, 5], &[0, 0, 0xf0]);
+        let mut before = [0; 0x100];
+        space.read(0, &mut before);
+        for offset in (0..0x100).filter(|offset| !(0x10..0x28).contains(offset)) {
+            space.write(offset, &[0xff]);
+        }
+        let mut after = [0; 0x100];
+        space.read(0, &mut after);
+        let changed: Vec<_> = (0..0x100).filter(|at| before[*at] != after[*at]).collect();
+        assert_eq!(changed, vec![4, 5, 0x0c, 0x3c, capability + 4]);
+        assert_eq!(space.word(4) & 0xffff, 0x0406);
+        assert_eq!(after[capability + 4], 0xf2);
+        space.reset();
+        let mut reset = [0; 0x100];
+        space.read(0, &mut reset);
+        assert_eq!(reset[..capability], before[..capability]);
+    }
+
+    #[test]
+    fn the_extended_space_is_empty_and_odd_accesses_are_harmless() {
+        let mut space = space();
+        let mut data = [0xaa; 8];
+        space.read(0xffc, &mut data);
+        assert_eq!(data, [0; 8]);
+        space.write(0xfc, &[0xff; 8]);
+        space.write(0x0e, &[0xff; 8]);
+        space.read(0xfd, &mut data);
+        assert_eq!(data, [0; 8]);
+    }
+}

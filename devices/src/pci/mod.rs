@@ -143,3 +143,85 @@ fn locate(offset: u64, len: usize) -> Option<(PciAddress, usize)> {
     (slot <= 31 && register + len <= config::SPACE_SIZE)
         .then_some((PciAddress { slot, function }, register))
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    /// Shows its number as its vendor.
+    struct Numbered(u16);
+
+    impl PciFunction for Numbered {
+        fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+            let number = self.0.to_le_bytes();
+            for (at, byte) in (offset..).zip(data) {
+                *byte = number.get(at).copied().unwrap_or(0);
+            }
+        }
+        fn write_config(&mut self, _: usize, data: &[u8]) {
+            self.0 = u16::from(data[0]);
+        }
+    }
+
+    fn host(count: u16) -> PciHost {
+        let function = |number| Arc::new(Mutex::new(Numbered(number))) as SharedFunction;
+        PciHost::new((0..count).map(function).collect()).unwrap()
+    }
+
+    fn read(host: &mut PciHost, offset: u64) -> u16 {
+        let mut data = [0; 2];
+        host.read(offset, &mut data);
+        u16::from_le_bytes(data)
+    }
+
+    /// Finds functions as a guest does: 1 to 7 only where the header of 0 says that there are more.
+    fn scan(host: &mut PciHost) -> Vec<u16> {
+        let mut found = Vec::new();
+        for slot in 1..32 {
+            for function in 0..8 {
+                let at = slot << 15 | function << 12;
+                let is_multi_function = read(host, (slot << 15) + 0x0e) & 0x80 != 0;
+                if read(host, at) != 0xffff && (function == 0 || is_multi_function) {
+                    found.push(read(host, at));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn functions_are_found_in_their_order_however_many() {
+        for count in [0, 1, 30, 31, 32, 100, 248] {
+            assert_eq!(scan(&mut host(count)), (0..count).collect::<Vec<_>>());
+        }
+        assert_eq!(host(31).address(30), Some(PciAddress { slot: 31, function: 0 }));
+        assert_eq!(host(32).address(31), Some(PciAddress { slot: 16, function: 1 }));
+        assert_eq!(host(1).address(1), None);
+    }
+
+    #[test]
+    fn more_functions_than_places_are_refused() {
+        let function = Arc::new(Mutex::new(Numbered(0))) as SharedFunction;
+        assert_eq!(PciHost::new(vec![function; 249]).err(), Some(BusFull(249)));
+    }
+
+    #[test]
+    fn the_bridge_is_the_first_and_what_is_not_there_reads_as_ones() {
+        let mut host = host(1);
+        assert_eq!([read(&mut host, 0), read(&mut host, 10)], [0x1b36, 0x0600]);
+        for absent in [1 << 12, 2 << 15, BUS_SIZE, 5 * BUS_SIZE, u64::MAX - 1] {
+            assert_eq!(read(&mut host, absent), 0xffff);
+            host.write(absent, &[0, 0]);
+        }
+    }
+
+    #[test]
+    fn an_access_across_two_functions_reaches_neither() {
+        let mut host = host(1);
+        assert_eq!(read(&mut host, (1 << 15) + 0xfff), 0xffff);
+        host.write((1 << 15) + 0xfff, &[7, 7]);
+        assert_eq!(read(&mut host, 1 << 15), 0);
+        host.write(1 << 15, &[7, 7]);
+        assert_eq!(read(&mut host, 1 << 15), 7);
+    }
+}

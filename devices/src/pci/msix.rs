@@ -187,3 +187,6 @@ impl Vector {
         u8::from(self.attached.is_none() && self.event.is_signalled())
     }
 }
+
+#[cfg(test)]
+mod test;

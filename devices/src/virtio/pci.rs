@@ -368,3 +368,6 @@ fn word(value: u64) -> [u8; 4] {
 fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod test;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,10 +48,8 @@ pub(super) struct Peer {
     pub(super) output: Option<Descriptor>,
 }
 
-/// Where peers come from that may also leave.
-pub(super) trait Arrivals: Send {
-    /// The file that is readable when a peer may have come.
-    fn announcer(&self) -> &Descriptor;
+/// Where peers come from that may also leave; the file is readable when one may have come.
+pub(super) trait Arrivals: AsRawFd + Send {
     /// Lets the next peer in, if there is one.
     fn admit(&mut self) -> io::Result<Option<Peer>>;
     /// Whether the peer is gone for good now that its input has ended.
@@ -59,10 +58,8 @@ pub(super) trait Arrivals: Send {
     fn dismiss(&mut self) {}
 }
 
-/// A terminal whose size may change.
-pub(super) trait Window: Send {
-    /// The file that is readable when the size has changed.
-    fn announcer(&self) -> &Descriptor;
+/// A terminal whose size may change; the file is readable when it has.
+pub(super) trait Window: AsRawFd + Send {
     /// Takes the announcement and reads the size.
     fn size(&mut self) -> super::WindowSize;
 }
@@ -125,10 +122,10 @@ impl Handler for Endpoint {
         watch.add(&self.shared.pump, PUMP, EventSet::IN)?;
         if let Some(window) = &mut self.window {
             self.shared.set_window_size(window.size());
-            watch.add(window.announcer(), WINDOW, EventSet::IN)?;
+            watch.add(&window.as_raw_fd(), WINDOW, EventSet::IN)?;
         }
         if let Some(arrivals) = &self.arrivals {
-            watch.add(arrivals.announcer(), ARRIVAL, EventSet::IN)?;
+            watch.add(&arrivals.as_raw_fd(), ARRIVAL, EventSet::IN)?;
         }
         self.pump(watch);
         Ok(())
@@ -262,7 +259,7 @@ impl Endpoint {
         self.shared.set_reader(Reader::Absent, &mut self.in_hand);
         if let Some(arrivals) = &mut self.arrivals {
             arrivals.dismiss();
-            if let Err(error) = watch.add(arrivals.announcer(), ARRIVAL, EventSet::IN) {
+            if let Err(error) = watch.add(&arrivals.as_raw_fd(), ARRIVAL, EventSet::IN) {
                 log::warn!("{}: cannot wait for clients: {error}", self.name);
             }
         }
@@ -276,7 +273,7 @@ impl Endpoint {
         match arrivals.admit() {
             Ok(Some(peer)) => {
                 // One peer at a time: the next one waits until this one has left.
-                let _ = watch.remove(arrivals.announcer());
+                let _ = watch.remove(&arrivals.as_raw_fd());
                 self.set_peer(peer);
                 self.shared.set_reader(Reader::Present, &mut self.in_hand);
                 self.pump(watch);

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -17,13 +18,15 @@ use crate::event::EventLoop;
 impl Stream {
     /// A stream to a new pseudoterminal in raw mode, and the path under which others open it.
     ///
-    /// `link` becomes a symbolic link to that path; one that is there already is replaced. While
-    /// nobody has it open, the last output is kept for who opens it next.
+    /// `link` becomes a symbolic link to that path until the stream is dropped; one that is there
+    /// already is replaced. While nobody has the pseudoterminal open, the last output is kept for
+    /// who opens it next.
     pub fn pty(event_loop: &mut EventLoop, link: Option<&Path>) -> io::Result<(Self, PathBuf)> {
-        let programs = Programs::new()?;
+        let mut programs = Programs::new()?;
         let path = programs.path.clone();
         if let Some(link) = link {
             replace_link(&path, link)?;
+            programs.link = Some(link.into());
         }
         let stream = Self::start(Shared::new(Reader::Absent)?, event_loop, |shared| {
             Endpoint::new(path.display().to_string(), shared).with_arrivals(programs)
@@ -36,6 +39,7 @@ impl Stream {
 struct Programs {
     terminal: Descriptor,
     path: PathBuf,
+    link: Option<PathBuf>,
     /// Tells that somebody has opened the pseudoterminal, which it does not tell by itself.
     opened: Descriptor,
 }
@@ -56,7 +60,8 @@ impl Programs {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         drop(rustix::pty::ioctl_tiocgptpeer(&terminal, flags)?);
         let terminal = Descriptor::own(terminal)?;
-        let programs = Self { terminal, path, opened: Descriptor::non_blocking(opened) };
+        let opened = Descriptor::non_blocking(opened);
+        let programs = Self { terminal, path, link: None, opened };
         programs.set_raw()?;
         Ok(programs)
     }
@@ -69,11 +74,13 @@ impl Programs {
     }
 }
 
-impl Arrivals for Programs {
-    fn announcer(&self) -> &Descriptor {
-        &self.opened
+impl AsRawFd for Programs {
+    fn as_raw_fd(&self) -> RawFd {
+        self.opened.as_raw_fd()
     }
+}
 
+impl Arrivals for Programs {
     fn admit(&mut self) -> io::Result<Option<Peer>> {
         let mut events = [0; 1024];
         while self.opened.read(&mut events).is_ok_and(|count| count > 0) {}
@@ -92,6 +99,15 @@ impl Arrivals for Programs {
     fn dismiss(&mut self) {
         if let Err(error) = self.set_raw() {
             log::warn!("{}: cannot set raw mode: {error}", self.path.display());
+        }
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        if let Some(link) = &self.link {
+            // Whoever removed it before us did what we want.
+            let _ = std::fs::remove_file(link);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A unix socket that one client at a time may join and leave.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::descriptor::Descriptor;
 use super::endpoint::{Arrivals, Endpoint, Peer};
@@ -15,29 +16,30 @@ impl Stream {
     ///
     /// One client is connected at a time and further ones wait for their turn. While there is none,
     /// the last output is kept for the next one. A socket that nobody listens on any more is
-    /// replaced.
+    /// replaced, and ours is removed when the stream is dropped.
     pub fn socket(event_loop: &mut EventLoop, path: &Path) -> io::Result<Self> {
         remove_stale(path)?;
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        let announcer = Descriptor::own(listener.try_clone()?)?;
         Self::start(Shared::new(Reader::Absent)?, event_loop, |shared| {
             let name = path.display().to_string();
-            Endpoint::new(name, shared).with_arrivals(Clients { listener, announcer })
+            Endpoint::new(name, shared).with_arrivals(Clients { listener, path: path.into() })
         })
     }
 }
 
 struct Clients {
     listener: UnixListener,
-    announcer: Descriptor,
+    path: PathBuf,
+}
+
+impl AsRawFd for Clients {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
 }
 
 impl Arrivals for Clients {
-    fn announcer(&self) -> &Descriptor {
-        &self.announcer
-    }
-
     fn admit(&mut self) -> io::Result<Option<Peer>> {
         let client = match self.listener.accept() {
             Ok((client, _)) => client,
@@ -51,6 +53,13 @@ impl Arrivals for Clients {
 
     fn has_left(&self, input: &Descriptor) -> bool {
         input.is_hung_up()
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        // Whoever removed it before us did what we want.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

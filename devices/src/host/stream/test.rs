@@ -436,7 +436,11 @@ fn only_a_socket_that_nobody_listens_on_is_replaced() {
     let refused = Stream::socket(&mut event_loop, &path).map(drop).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
     drop(live);
-    drop(Stream::socket(&mut event_loop, &path).unwrap());
+    let stream = Stream::socket(&mut event_loop, &path).unwrap();
+    assert!(UnixStream::connect(&path).is_ok());
+    drop(stream);
+    event_loop.run_ready().unwrap();
+    assert!(!path.exists(), "the socket ends with its stream");
     let file = directory.path().join("file");
     std::fs::write(&file, "precious").unwrap();
     assert!(Stream::socket(&mut event_loop, &file).is_err());
@@ -478,6 +482,8 @@ fn programs_open_and_close_a_pseudoterminal() {
         drop(program);
         event_loop.run_ready().unwrap();
     }
+    drop(event_loop);
+    assert!(!link.is_symlink(), "the link ends with the loop");
 }
 
 #[test]

@@ -1,17 +1,16 @@
 //! The size of the terminal that a process was started in.
-#![expect(unsafe_code, reason = "signalfd has no safe face")]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::WindowSize;
-use super::descriptor::Descriptor;
 use super::endpoint::Window;
+use crate::host::signals::Signals;
 
 /// A terminal whose changes of size arrive as SIGWINCH.
 pub(super) struct Terminal {
     file: OwnedFd,
-    signal: Descriptor,
+    signals: Signals,
 }
 
 impl Terminal {
@@ -19,30 +18,19 @@ impl Terminal {
     ///
     /// SIGWINCH is blocked in this thread and in those that it starts later.
     pub(super) fn new(file: OwnedFd) -> io::Result<Self> {
-        let signals =
-            vmm_sys_util::signal::create_sigset(&[libc::SIGWINCH]).map_err(io::Error::from)?;
-        // A signal that is blocked already is as good.
-        let _ = vmm_sys_util::signal::block_signal(libc::SIGWINCH);
-        // SAFETY: the set is initialised and the call makes a new file.
-        let signal =
-            unsafe { libc::signalfd(-1, &signals, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
-        if signal < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the file was just opened and nobody else knows it.
-        let signal = Descriptor::non_blocking(unsafe { OwnedFd::from_raw_fd(signal) });
-        Ok(Self { file, signal })
+        Ok(Self { file, signals: Signals::block(&[libc::SIGWINCH])? })
+    }
+}
+
+impl AsRawFd for Terminal {
+    fn as_raw_fd(&self) -> RawFd {
+        self.signals.as_raw_fd()
     }
 }
 
 impl Window for Terminal {
-    fn announcer(&self) -> &Descriptor {
-        &self.signal
-    }
-
     fn size(&mut self) -> WindowSize {
-        let mut signals = [0; size_of::<libc::signalfd_siginfo>()];
-        while self.signal.read(&mut signals).is_ok_and(|count| count > 0) {}
+        while self.signals.take().is_some() {}
         let size = rustix::termios::tcgetwinsize(&self.file);
         size.map_or(WindowSize::default(), |size| WindowSize {
             columns: size.ws_col,
@@ -52,6 +40,7 @@ impl Window for Terminal {
 }
 
 #[cfg(test)]
+#[expect(unsafe_code, reason = "raises a signal")]
 mod test {
     use std::os::fd::AsFd;
     use std::sync::mpsc::channel;

@@ -22,6 +22,7 @@ use crate::config::{self, BootProtocol, Config, OnReboot};
 use crate::exit::Exit;
 use crate::kvm::{Hypervisor, Vm};
 use crate::run_state::{Ending, Endings, Phase, RunState};
+use crate::sandbox::{Sandbox, ThreadKind};
 use crate::timing::Timing;
 use crate::vcpu::{ExitCounts, Shared, VcpuThreads};
 
@@ -54,7 +55,8 @@ impl Machine {
         let signals = Signals::block(&END_REQUESTS).context("cannot block signals")?;
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
         let endings = Endings::new()?;
-        timing.end_step("event loop");
+        let sandbox = Sandbox::prepare(&config)?;
+        timing.end_step("event loop and sandbox");
 
         // 2. Files, so that a wrong name is told before anything else is done.
         let images = Images::open(&config)?;
@@ -81,11 +83,17 @@ impl Machine {
         let run_state = RunState::new(Phase::Stopping);
         let exits = ExitCounts::default();
         let shared = Arc::new(Shared { run_state, endings: endings.clone(), buses, exits });
-        let threads = VcpuThreads::spawn(config.cpus, &shared, || Ok(()))?;
+        let confined = sandbox.clone();
+        let confine = move || confined.enter_thread(ThreadKind::Vcpu);
+        let threads = VcpuThreads::spawn(config.cpus, &shared, confine)?;
         let button = devices.power_button();
         let control = Control::new(signals, endings, button, &config, event_loop.handle())?;
         let control = event_loop.add(Box::new(control))?;
         timing.end_step("processor threads");
+
+        // 7. Everything is open: the main thread gives up the rest.
+        sandbox.enter_process()?;
+        timing.end_step("sandbox");
 
         let platform = plan.platform().clone();
         Ok(Self {

@@ -6,6 +6,7 @@
 pub(crate) mod driver;
 pub(crate) mod echo;
 pub(crate) mod hostile;
+mod independent;
 pub(crate) mod pci_wire;
 pub(crate) mod wire;
 

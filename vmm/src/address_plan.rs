@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Context as _, Result, ensure};
-use arch::platform::{Identity, MmioDevice, Platform, Power, Processors, SerialPort};
+use arch::platform::{Identity, MmioDevice, PciHost, Platform, Power, Processors, SerialPort};
 use arch::target::layout;
 use devices::power::RESET_VALUE;
 use devices::virtio::mmio;
@@ -13,11 +13,15 @@ use crate::config::Config;
 /// What of the machine's addresses is taken so far.
 pub(crate) struct AddressPlan {
     platform: Platform,
+    address_bits: u8,
+    pci_window_32: Range<u64>,
 }
 
 impl AddressPlan {
     /// Plans RAM, processors and the devices that every machine has.
-    pub(crate) fn new(config: &Config) -> Result<Self> {
+    ///
+    /// Processors have `address_bits` bits of guest-physical addresses.
+    pub(crate) fn new(config: &Config, address_bits: u8) -> Result<Self> {
         let [sleep_control_port, sleep_status_port, reset_port] = power_ports();
         let power = Power {
             sleep_control_port,
@@ -41,6 +45,8 @@ impl AddressPlan {
                 panic_port: Some(layout::PANIC_PORT),
                 identity,
             },
+            address_bits,
+            pci_window_32: layout::PCI_WINDOW_32,
         })
     }
 
@@ -68,6 +74,26 @@ impl AddressPlan {
         let device = MmioDevice { registers, interrupt: *interrupt };
         self.platform.virtio_mmio.push(device.clone());
         Ok(device)
+    }
+
+    /// Takes `size` bytes of configuration space for the PCI host.
+    pub(crate) fn take_pci_host(&mut self, size: u64) -> Range<u64> {
+        let ecam = layout::PCI_ECAM_START..layout::PCI_ECAM_START + size;
+        self.platform.pci = Some(PciHost {
+            ecam: ecam.clone(),
+            window_32: layout::PCI_WINDOW_32,
+            window_64: layout::pci_window_64(&self.platform.ram, self.address_bits),
+        });
+        ecam
+    }
+
+    /// Takes a BAR of `size` bytes, a power of two, below 4 GiB.
+    pub(crate) fn take_pci_window(&mut self, size: u64) -> Result<Range<u64>> {
+        let start = self.pci_window_32.start.next_multiple_of(size);
+        let end = start + size;
+        ensure!(end <= self.pci_window_32.end, "no room is left for the registers of PCI devices");
+        self.pci_window_32.start = end;
+        Ok(start..end)
     }
 
     /// The plan as the guest is told of it.
@@ -98,7 +124,7 @@ mod test {
 
     #[test]
     fn mmio_devices_have_their_own_registers_and_never_the_power_buttons_line() {
-        let mut plan = AddressPlan::new(&config(128 << 20)).unwrap();
+        let mut plan = AddressPlan::new(&config(128 << 20), 46).unwrap();
         let devices: Vec<_> = (0..40).map(|_| plan.take_mmio_device().unwrap()).collect();
         assert!(devices.windows(2).all(|pair| pair[0].registers.end <= pair[1].registers.start));
         assert!(devices.iter().all(|device| device.interrupt != layout::POWER_INTERRUPT));
@@ -107,8 +133,18 @@ mod test {
     }
 
     #[test]
+    fn bars_are_aligned_to_their_size_and_apart() {
+        let mut plan = AddressPlan::new(&config(128 << 20), 46).unwrap();
+        let sizes = [0x8000, 0x10_0000, 0x8000];
+        let bars = sizes.map(|size| plan.take_pci_window(size).unwrap());
+        assert!(bars.iter().zip(sizes).all(|(bar, size)| bar.start.is_multiple_of(size)));
+        assert!(bars.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        assert!(plan.take_pci_window(1 << 30).is_err());
+    }
+
+    #[test]
     fn more_mmio_devices_than_fit_are_refused() {
-        let mut plan = AddressPlan::new(&config(128 << 20)).unwrap();
+        let mut plan = AddressPlan::new(&config(128 << 20), 46).unwrap();
         let fitting = (0..1000).take_while(|_| plan.take_mmio_device().is_ok()).count();
         assert_eq!(fitting, 256);
     }
@@ -116,7 +152,7 @@ mod test {
     #[test]
     fn memory_that_no_guest_can_have_is_refused_with_its_flag() {
         for size in [0, (128 << 20) + 1, (3 << 30) + 1, u64::MAX - 4095] {
-            let error = AddressPlan::new(&config(size)).err().unwrap().to_string();
+            let error = AddressPlan::new(&config(size), 46).err().unwrap().to_string();
             assert!(error.contains("--memory"), "{error}");
         }
     }
@@ -124,7 +160,7 @@ mod test {
     #[test]
     fn memory_around_the_hole_is_planned_exactly() {
         let ram = |mebibytes: u64| {
-            let plan = AddressPlan::new(&config(mebibytes << 20)).unwrap();
+            let plan = AddressPlan::new(&config(mebibytes << 20), 46).unwrap();
             plan.platform().ram.iter().map(|range| range.end - range.start).sum::<u64>() >> 20
         };
         for size in [128, 2047, 2048, 2049, 3071, 3072, 3073, 5120, 512 * 1024] {

@@ -65,6 +65,11 @@ impl Hypervisor {
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(254)
     }
 
+    /// Number of guest-physical address bits.
+    pub(crate) fn address_bits(&self) -> u8 {
+        cpuid::address_bits(&self.supported_leaves)
+    }
+
     /// The leaves of processor 0; `vcpu` tells the frequency of its clock.
     fn guest_leaves(&self, vcpu: &VcpuFd, processors: Processors) -> Vec<kvm_cpuid_entry2> {
         let clock = cpuid::HostClock {

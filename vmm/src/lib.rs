@@ -6,6 +6,7 @@ mod address_plan;
 pub mod config;
 mod exit;
 mod kvm;
+mod loop_thread;
 mod machine;
 mod run_state;
 pub mod sandbox;

@@ -84,9 +84,12 @@ impl VcpuThreads {
         register_signal_handler(SIGRTMIN(), leave_guest)
             .map_err(io::Error::from)
             .context("cannot handle the signal that stops processors")?;
+        let (report, prepared) = channel();
         let threads = (0..count)
-            .map(|id| VcpuThread::spawn(id, Arc::clone(shared), prepare.clone()))
+            .map(|id| VcpuThread::spawn(id, Arc::clone(shared), prepare.clone(), report.clone()))
             .collect::<Result<_>>()?;
+        drop(report);
+        prepared.iter().collect::<Result<()>>()?;
         Ok(Self { threads, shared: Arc::clone(shared) })
     }
 
@@ -117,14 +120,19 @@ impl VcpuThread {
         id: u32,
         shared: Arc<Shared>,
         prepare: impl Fn() -> Result<()> + Send + 'static,
+        prepared: Sender<Result<()>>,
     ) -> Result<Self> {
         let (processors, given) = channel();
         let (leave, left) = channel();
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
-                if let Err(error) = prepare() {
-                    shared.endings.report(Ending::Failed(error));
+                let outcome = prepare();
+                let is_ready = outcome.is_ok();
+                let _ = prepared.send(outcome);
+                drop(prepared);
+                if !is_ready {
+                    return;
                 }
                 for mut processor in given {
                     run(&mut processor, id, &shared);
@@ -188,21 +196,25 @@ fn step(processor: &mut VcpuFd, running: &Running, shared: &Shared) -> Leave {
     match processor.run() {
         Ok(VcpuExit::MmioRead(address, data)) => {
             count(&exits.memory_reads);
+            log::trace!("{} bytes are read at {address:#x}", data.len());
             buses.memory.read(address, data);
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
             count(&exits.memory_writes);
+            log::trace!("{data:x?} is written at {address:#x}");
             buses.memory.write(address, data);
         }
         // A string instruction is as many accesses of one width to one port.
         Ok(VcpuExit::IoIn(port, data)) => {
             count(&exits.port_reads);
+            log::trace!("{} bytes are read from port {port:#x}", data.len());
             for element in data.chunks_mut(running.port_access_width()) {
                 buses.ports.read(port.into(), element);
             }
         }
         Ok(VcpuExit::IoOut(port, data)) => {
             count(&exits.port_writes);
+            log::trace!("{data:x?} is written to port {port:#x}");
             for element in data.chunks(running.port_access_width()) {
                 buses.ports.write(port.into(), element);
             }

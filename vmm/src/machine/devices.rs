@@ -1,25 +1,33 @@
 //! Every device of the machine, on its bus and wired.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use arch::memory::GuestMemory;
 use arch::target::layout;
 use devices::bus::Bus;
-use devices::event::{Event, EventLoop, Registration};
+use devices::event::{Event, EventLoop, LoopHandle, Registration};
+use devices::host::disk::image::{Access, Image};
 use devices::host::stream::Stream;
+use devices::interrupt::MessageRoutes;
 use devices::panic::PanicPort;
+use devices::pci::{self, PciHost, SharedFunction};
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
 use devices::serial::{self, SerialAttendant, SerialPort};
+use devices::virtio::block::{Block, BlockOptions, Engine};
 use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::pci::PciTransport;
 use devices::virtio::rng::Entropy;
+use devices::virtio::{self};
 
 use crate::address_plan::AddressPlan;
-use crate::config::{Config, Console};
+use crate::config::{self, Config, Console, Disk, Transport};
 use crate::kvm::Vm;
+use crate::loop_thread::LoopThread;
 use crate::run_state::{Ending, Endings};
+use crate::sandbox::{Sandbox, ThreadKind};
 use crate::vcpu::Buses;
 
 /// The devices that something is asked of after they are on their bus.
@@ -27,28 +35,50 @@ pub(crate) struct Devices {
     power_button: PowerButton,
     serial: Option<(Arc<Mutex<SerialPort>>, Registration)>,
     mmio_transports: Vec<Arc<Mutex<MmioTransport>>>,
+    pci_transports: Vec<Arc<Mutex<PciTransport>>>,
+    pci_host: Option<Arc<Mutex<PciHost>>>,
+    // Dropped after the devices, whose workers run on them.
+    _worker_threads: Vec<LoopThread>,
+}
+
+/// What devices are built from and into.
+pub(crate) struct Site<'a> {
+    /// Which devices there are.
+    pub(crate) config: &'a Config,
+    /// Where they go.
+    pub(crate) plan: &'a mut AddressPlan,
+    /// The guest's memory.
+    pub(crate) memory: GuestMemory,
+    /// Who connects doorbells and interrupts.
+    pub(crate) vm: &'a Arc<Vm>,
+    /// The loop of the devices that have no thread of their own.
+    pub(crate) main_loop: &'a mut EventLoop,
+    /// Where the guest's end is reported.
+    pub(crate) endings: &'a Endings,
+    /// What confines the threads of workers.
+    pub(crate) sandbox: &'a Sandbox,
 }
 
 impl Devices {
-    /// Makes every device that `config` asks for.
-    pub(crate) fn build(
-        config: &Config,
-        plan: &mut AddressPlan,
-        memory: GuestMemory,
-        vm: &Arc<Vm>,
-        main_loop: &mut EventLoop,
-        endings: &Endings,
-    ) -> Result<(Self, Buses)> {
+    /// Makes every device that the configuration asks for.
+    pub(crate) fn build(mut site: Site<'_>) -> Result<(Self, Buses)> {
         let mut buses = Buses { memory: Bus::new(), ports: Bus::new() };
-        let mut devices =
-            Self { power_button: PowerButton::new()?, serial: None, mmio_transports: Vec::new() };
-        devices.add_power(&mut buses, vm, endings)?;
-        add_panic_port(&mut buses, endings)?;
-        if let Some(stream) = stream(&config.serial, main_loop, endings)? {
-            devices.add_serial(stream, &mut buses, plan, vm, main_loop)?;
-        }
-        for device in virtio_devices(config, main_loop, endings)? {
-            devices.add_mmio(device, memory, &mut buses, plan, vm)?;
+        let mut devices = Self {
+            power_button: PowerButton::new()?,
+            serial: None,
+            mmio_transports: Vec::new(),
+            pci_transports: Vec::new(),
+            pci_host: None,
+            _worker_threads: Vec::new(),
+        };
+        devices.add_power(&mut buses, &site)?;
+        add_panic_port(&mut buses, site.endings)?;
+        devices.add_serial(&mut buses, &mut site)?;
+        let (virtio_devices, worker_threads) = virtio_devices(&mut site)?;
+        devices._worker_threads = worker_threads;
+        match site.config.transport {
+            Transport::Pci => devices.add_pci(virtio_devices, &mut buses, &mut site)?,
+            Transport::Mmio => devices.add_mmio(virtio_devices, &mut buses, &mut site)?,
         }
         Ok((devices, buses))
     }
@@ -61,16 +91,19 @@ impl Devices {
     /// Puts every device where it is at power on; when this returns nothing touches guest memory.
     pub(crate) fn reset(&self) {
         for transport in &self.mmio_transports {
-            transport.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            lock(transport).reset();
+        }
+        for transport in &self.pci_transports {
+            lock(transport).reset();
         }
         if let Some((serial, _)) = &self.serial {
-            serial.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            lock(serial).reset();
         }
     }
 
-    fn add_power(&mut self, buses: &mut Buses, vm: &Vm, endings: &Endings) -> Result<()> {
-        vm.connect_line(layout::POWER_INTERRUPT, self.power_button.interrupt().clone())?;
-        let endings = endings.clone();
+    fn add_power(&mut self, buses: &mut Buses, site: &Site<'_>) -> Result<()> {
+        site.vm.connect_line(layout::POWER_INTERRUPT, self.power_button.interrupt().clone())?;
+        let endings = site.endings.clone();
         let registers = PowerRegisters::new(move |request| {
             endings.report(match request {
                 PowerRequest::PowerOff => Ending::PowerOff,
@@ -81,45 +114,69 @@ impl Devices {
         Ok(buses.ports.insert(ports, Arc::new(Mutex::new(registers)))?)
     }
 
-    fn add_serial(
-        &mut self,
-        stream: Stream,
-        buses: &mut Buses,
-        plan: &mut AddressPlan,
-        vm: &Vm,
-        main_loop: &mut EventLoop,
-    ) -> Result<()> {
-        let place = plan.take_serial_port();
+    fn add_serial(&mut self, buses: &mut Buses, site: &mut Site<'_>) -> Result<()> {
+        let Some(stream) = stream("--serial", &site.config.serial, site)? else { return Ok(()) };
+        let place = site.plan.take_serial_port();
         let interrupt = Event::new()?;
-        vm.connect_line(place.interrupt, interrupt.clone())?;
+        site.vm.connect_line(place.interrupt, interrupt.clone())?;
         let port = Arc::new(Mutex::new(SerialPort::new(interrupt, stream)));
         let first = u64::from(place.port);
         buses.ports.insert(first..first + u64::from(serial::PORTS), port.clone())?;
-        let attendant = main_loop.add(Box::new(SerialAttendant::new(port.clone())))?;
+        let attendant = site.main_loop.add(Box::new(SerialAttendant::new(port.clone())))?;
         self.serial = Some((port, attendant));
         Ok(())
     }
 
     fn add_mmio(
         &mut self,
-        device: Box<dyn VirtioDevice>,
-        memory: GuestMemory,
+        virtio_devices: Vec<Box<dyn VirtioDevice>>,
         buses: &mut Buses,
-        plan: &mut AddressPlan,
-        vm: &Vm,
+        site: &mut Site<'_>,
     ) -> Result<()> {
-        let place = plan.take_mmio_device()?;
-        let interrupt = Event::new()?;
-        vm.connect_line(place.interrupt, interrupt.clone())?;
-        let transport = MmioTransport::new(device, memory, interrupt)?;
-        for doorbell in transport.doorbells() {
-            vm.connect_doorbell(place.registers.start, doorbell)?;
+        for device in virtio_devices {
+            let place = site.plan.take_mmio_device()?;
+            let interrupt = Event::new()?;
+            site.vm.connect_line(place.interrupt, interrupt.clone())?;
+            let transport = MmioTransport::new(device, site.memory, interrupt)?;
+            for doorbell in transport.doorbells() {
+                site.vm.connect_doorbell(place.registers.start, doorbell)?;
+            }
+            let transport = Arc::new(Mutex::new(transport));
+            buses.memory.insert(place.registers, transport.clone())?;
+            self.mmio_transports.push(transport);
         }
-        let transport = Arc::new(Mutex::new(transport));
-        buses.memory.insert(place.registers, transport.clone())?;
-        self.mmio_transports.push(transport);
         Ok(())
     }
+
+    fn add_pci(
+        &mut self,
+        virtio_devices: Vec<Box<dyn VirtioDevice>>,
+        buses: &mut Buses,
+        site: &mut Site<'_>,
+    ) -> Result<()> {
+        let configuration = site.plan.take_pci_host(pci::BUS_SIZE);
+        let mut functions: Vec<SharedFunction> = Vec::new();
+        for device in virtio_devices {
+            let bar = site.plan.take_pci_window(virtio::pci::BAR_SIZE)?;
+            let routes = Arc::clone(site.vm) as Arc<dyn MessageRoutes>;
+            let transport = PciTransport::new(device, site.memory, routes, bar.start)?;
+            for doorbell in transport.doorbells() {
+                site.vm.connect_doorbell(bar.start, doorbell)?;
+            }
+            let transport = Arc::new(Mutex::new(transport));
+            buses.memory.insert(bar, transport.clone())?;
+            functions.push(transport.clone());
+            self.pci_transports.push(transport);
+        }
+        let host = Arc::new(Mutex::new(PciHost::new(functions)?));
+        buses.memory.insert(configuration, host.clone())?;
+        self.pci_host = Some(host);
+        Ok(())
+    }
+}
+
+fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
@@ -129,37 +186,60 @@ fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
     Ok(buses.ports.insert(first..first + 1, Arc::new(Mutex::new(port)))?)
 }
 
-/// Virtio devices in the order in which the guest finds them.
-fn virtio_devices(
-    config: &Config,
-    main_loop: &mut EventLoop,
-    endings: &Endings,
-) -> Result<Vec<Box<dyn VirtioDevice>>> {
+/// Virtio devices in the order in which the guest finds them, and the threads of their workers.
+fn virtio_devices(site: &mut Site<'_>) -> Result<(Vec<Box<dyn VirtioDevice>>, Vec<LoopThread>)> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    if let Some(stream) = stream(&config.console, main_loop, endings)? {
-        devices.push(Box::new(console::Console::new(stream, main_loop.handle())));
+    let mut threads = Vec::new();
+    for (index, disk) in site.config.disks.iter().enumerate() {
+        let sandbox = site.sandbox.clone();
+        let thread = LoopThread::spawn(&format!("disk{index}"), move || {
+            sandbox.enter_thread(ThreadKind::Block)
+        })?;
+        devices.push(Box::new(block_device(disk, site.config.cpus, thread.handle())?));
+        threads.push(thread);
     }
-    if config.rng {
-        devices.push(Box::new(Entropy::new(main_loop.handle())));
+    if let Some(stream) = stream("--console", &site.config.console, site)? {
+        devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
     }
-    Ok(devices)
+    if site.config.rng {
+        devices.push(Box::new(Entropy::new(site.main_loop.handle())));
+    }
+    Ok((devices, threads))
+}
+
+/// A disk with a queue for each processor.
+fn block_device(disk: &Disk, processors: u32, home: LoopHandle) -> Result<Block> {
+    let access = Access { read_only: disk.readonly, direct: disk.direct };
+    let image = Image::open(&disk.path, access)?;
+    let options = BlockOptions {
+        image,
+        serial: disk.serial.clone().unwrap_or_default(),
+        engine: match disk.engine {
+            config::Engine::Auto => Engine::Auto,
+            config::Engine::Uring => Engine::Uring,
+            config::Engine::Sync => Engine::Sync,
+        },
+        queues: u16::try_from(processors).unwrap_or(u16::MAX),
+    };
+    Block::new(options, home).with_context(|| format!("--disk {}", disk.path.display()))
 }
 
 /// What is behind a console or serial port; the escape keys of a terminal end the machine.
-fn stream(
-    console: &Console,
-    main_loop: &mut EventLoop,
-    endings: &Endings,
-) -> Result<Option<Stream>> {
-    Ok(Some(match console {
+fn stream(flag: &str, console: &Console, site: &mut Site<'_>) -> Result<Option<Stream>> {
+    let main_loop = &mut *site.main_loop;
+    let stream = match console {
         Console::Off => return Ok(None),
         Console::Stdio => {
-            let endings = endings.clone();
+            let endings = site.endings.clone();
             Stream::stdio(main_loop, Box::new(move || endings.report(Ending::Killed)))
-                .context("cannot use standard input and output")?
         }
-        Console::File { path } => Stream::file(main_loop, path)
-            .with_context(|| format!("cannot write to `{}`", path.display()))?,
-        Console::Pty { .. } | Console::Socket { .. } => bail!("pty and socket are not made yet"),
-    }))
+        Console::Pty { link } => Stream::pty(main_loop, link.as_deref()).map(|(stream, path)| {
+            log::info!("{flag}: {}", path.display());
+            stream
+        }),
+        Console::File { path } => Stream::file(main_loop, path),
+        Console::Socket { path } => Stream::socket(main_loop, path),
+    };
+    let place = console.path().map(|path| format!(" {}", path.display())).unwrap_or_default();
+    Ok(Some(stream.with_context(|| format!("{flag}{place}: cannot be opened"))?))
 }

@@ -16,7 +16,7 @@ use arch::platform::Platform;
 use boot::{EntryProtocol, Source};
 
 use self::control::Control;
-use self::devices::Devices;
+use self::devices::{Devices, Site};
 use crate::address_plan::AddressPlan;
 use crate::config::{self, BootProtocol, Config, OnReboot};
 use crate::exit::Exit;
@@ -65,7 +65,7 @@ impl Machine {
         // 3. KVM and the plan of addresses.
         let hypervisor = Hypervisor::open()?;
         check_processors(&config, &hypervisor)?;
-        let mut plan = AddressPlan::new(&config)?;
+        let mut plan = AddressPlan::new(&config, hypervisor.address_bits())?;
         timing.end_step("open KVM");
 
         // 4. RAM, and a virtual machine that has it.
@@ -75,25 +75,32 @@ impl Machine {
         timing.end_step("create virtual machine");
 
         // 5. Devices on their buses, with doorbells and interrupts wired.
-        let (devices, buses) =
-            Devices::build(&config, &mut plan, memory, &vm, &mut event_loop, &endings)?;
+        let (devices, buses) = Devices::build(Site {
+            config: &config,
+            plan: &mut plan,
+            memory,
+            vm: &vm,
+            main_loop: &mut event_loop,
+            endings: &endings,
+            sandbox: &sandbox,
+        })?;
         timing.end_step("devices");
 
         // 6. Processor threads: nothing that the guest does makes another one.
         let run_state = RunState::new(Phase::Stopping);
         let exits = ExitCounts::default();
         let shared = Arc::new(Shared { run_state, endings: endings.clone(), buses, exits });
-        let confined = sandbox.clone();
-        let confine = move || confined.enter_thread(ThreadKind::Vcpu);
-        let threads = VcpuThreads::spawn(config.cpus, &shared, confine)?;
+        let rules = sandbox.clone();
+        let threads =
+            VcpuThreads::spawn(config.cpus, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
         let button = devices.power_button();
         let control = Control::new(signals, endings, button, &config, event_loop.handle())?;
         let control = event_loop.add(Box::new(control))?;
         timing.end_step("processor threads");
 
-        // 7. Everything is open: the main thread gives up the rest.
+        // 7. Everything is open: the last door closes.
         sandbox.enter_process()?;
-        timing.end_step("sandbox");
+        timing.end_step("close the sandbox");
 
         let platform = plan.platform().clone();
         Ok(Self {

@@ -8,6 +8,7 @@ pub mod bus;
 pub mod event;
 pub mod host;
 pub mod interrupt;
+pub mod log_limit;
 pub mod panic;
 pub mod pci;
 pub mod power;

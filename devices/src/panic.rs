@@ -32,7 +32,7 @@ impl<F: FnMut() + Send> Registers for PanicPort<F> {
         match data.first() {
             Some(events) if events & PANICKED != 0 => (self.panicked_fn)(),
             Some(events) if events & CRASH_LOADED != 0 => {
-                log::warn!("the guest's kernel panicked and starts its crash kernel");
+                crate::warn_limited!("the guest's kernel panicked and starts its crash kernel");
             }
             _ => {}
         }

@@ -185,7 +185,7 @@ impl ConfigSpace {
             self.move_reported = true;
             let [vendor, device] =
                 [0, 2].map(|at| u16::from_le_bytes([self.byte(at), self.byte(at + 1)]));
-            log::warn!("pci {vendor:04x}:{device:04x}: BAR {index} stays where it is");
+            crate::warn_limited!("pci {vendor:04x}:{device:04x}: BAR {index} stays where it is");
         }
     }
 

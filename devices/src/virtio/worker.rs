@@ -127,7 +127,7 @@ impl<W: Worker> Running<W> {
     /// Retires the worker: it keeps its place, so that a reset finds it, and serves nothing more.
     fn fail(&mut self, fault: &Fault, watch: &mut Watch<'_, '_>) {
         self.faulty = true;
-        log::warn!("{}: {fault}; the device needs a reset by its driver", self.name);
+        crate::warn_limited!("{}: {fault}; the device needs a reset by its driver", self.name);
         for queue in self.worker.queues() {
             let _ = watch.remove(queue.doorbell());
         }

@@ -10,8 +10,9 @@ use std::io;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use devices::bus::Bus;
@@ -22,6 +23,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 
 use crate::run_state::{Ending, Endings, Phase, RunState};
+
+/// How often what a processor may wait for is served while the processors leave the guest.
+const SERVE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What virtual processors read and write outside RAM.
 pub(crate) struct Buses {
@@ -103,15 +107,20 @@ impl VcpuThreads {
     }
 
     /// Ends the run: when this returns every processor has left the guest and is dropped.
-    pub(crate) fn stop(&self) {
+    ///
+    /// Calls `serve` as long as it takes: a processor may be waiting for the calling thread.
+    pub(crate) fn stop(&self, mut serve: impl FnMut() -> Result<()>) -> Result<()> {
         self.shared.run_state.set(Phase::Stopping);
         for thread in &self.threads {
             thread.kick();
         }
         for thread in &self.threads {
-            // An error means that the thread is gone, and its processor with it.
-            let _ = thread.left.recv();
+            // A thread that is gone, and its processor with it, disconnects.
+            while thread.left.recv_timeout(SERVE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                serve()?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -125,7 +125,7 @@ impl Machine {
         let outcome = loop {
             self.event_loop.run()?;
             let Some(ending) = self.shared.endings.take() else { continue };
-            self.threads.stop();
+            self.stop_processors()?;
             if let Some(outcome) = self.outcome(ending) {
                 break outcome;
             }
@@ -144,6 +144,13 @@ impl Machine {
         let entry = self.images.load(&self.config, self.memory, &self.platform)?;
         let processors = self.vm.create_processors(self.platform.processors, entry)?;
         self.threads.start(processors)
+    }
+
+    /// Takes the processors out of the guest. One of them may be in a device that waits for the main
+    /// loop, which therefore goes on.
+    fn stop_processors(&mut self) -> Result<()> {
+        let event_loop = &mut self.event_loop;
+        self.threads.stop(|| Ok(event_loop.run_ready()?))
     }
 
     /// Starts the guest again as if it were switched on: devices stay open, RAM reads as zeros.

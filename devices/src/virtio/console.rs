@@ -13,6 +13,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::chain::Chain;
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
+use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{EventSet, LoopHandle, Registration};
 use crate::host::stream::Stream;
@@ -89,6 +90,10 @@ impl VirtioDevice for Console {
             // As on any serial line, what a full buffer does not take is lost.
             let _ = self.stream.send(character);
         }
+    }
+
+    fn connect(&mut self, change: ConfigChange) {
+        self.stream.on_resize(Box::new(move || change.announce()));
     }
 
     fn refresh(&mut self) {

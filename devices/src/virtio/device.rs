@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arch::memory::GuestMemory;
 
 use super::queue::{Queue, QueueConfig, QueueError};
+use super::transport::ConfigChange;
 use crate::event::Event;
 use crate::interrupt::Interrupt;
 
@@ -68,10 +69,13 @@ pub trait VirtioDevice: Send {
     /// Takes a driver's write to the configuration space, within its bounds.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
+    /// Takes the way to announce changes of the configuration space at run time, when the device
+    /// is put on its transport.
+    fn connect(&mut self, _change: ConfigChange) {}
+
     /// Takes over into the configuration space what has changed on the host.
     ///
-    /// Called before the next read of the configuration after
-    /// [`ConfigChange::announce`](super::transport::ConfigChange::announce).
+    /// Called before the next read of the configuration after [`ConfigChange::announce`].
     fn refresh(&mut self) {}
 
     /// Starts the worker: the driver has set `DRIVER_OK`.

@@ -139,13 +139,14 @@ pub struct Transport {
 
 impl Transport {
     /// Makes the transport of a device that no driver has touched.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+    pub fn new(mut device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
         let offer = device.offer();
         let doorbells = offer.queue_sizes.iter().map(|_| Event::new()).collect::<Result<_, _>>()?;
         let config_change = ConfigChange {
             pending: Arc::default(),
             interrupt: Arc::new(Mutex::new(Interrupt::None)),
         };
+        device.connect(config_change.clone());
         Ok(Self {
             queues: fresh_queues(&offer),
             device,

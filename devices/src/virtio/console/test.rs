@@ -9,7 +9,7 @@ use crate::host::stream::{INPUT_BYTES_MAX, OUTPUT_BYTES_MAX};
 use crate::test::LoopThread;
 use crate::test::driver::{self, Driver};
 use crate::test::hostile::Subject;
-use crate::test::wire::{MmioWire, Source};
+use crate::test::wire::Source;
 
 const INPUT: u16 = 0;
 const OUTPUT: u16 = 1;
@@ -181,12 +181,7 @@ fn the_configuration_has_one_port_and_the_size_of_the_window() {
     let home = LoopThread::new();
     let stream = Stream::null().unwrap();
     stream.resize(80, 25);
-    let memory = driver::memory();
-    let console = Console::new(stream.clone(), home.handle());
-    let mut wire = MmioWire::new(Box::new(console), memory);
-    let change = wire.transport().config_change();
-    stream.on_resize(Box::new(move || change.announce()));
-    let mut driver = Driver::new(Box::new(wire), memory);
+    let mut driver = Driver::mmio(Box::new(Console::new(stream.clone(), home.handle())));
     assert_eq!(config(&mut driver), [80, 25, 1, 0]);
     driver.start();
     stream.resize(132, 43);

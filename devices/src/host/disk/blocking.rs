@@ -62,4 +62,8 @@ impl Disk for BlockingDisk {
     fn completed(&mut self) -> Option<Completion> {
         self.completed.pop_front()
     }
+
+    fn drain(&mut self) {
+        self.completed.clear();
+    }
 }

@@ -157,6 +157,10 @@ impl Image {
         self.blocks
     }
 
+    pub(super) fn is_regular_file(&self) -> bool {
+        self.kind == Kind::RegularFile
+    }
+
     fn check_size(&self, path: &Path, size: u64) -> Result<(), ImageError> {
         let block = self.blocks.logical_bytes;
         if size == 0 {

@@ -4,14 +4,23 @@
 //! go to the kernel as they are; no byte is copied on the way.
 
 use std::io;
+use std::sync::Arc;
 
 use arch::memory::GuestSlice;
 
+use self::auto::AutoDisk;
+use self::blocking::BlockingDisk;
+use self::image::Image;
+use self::uring::UringDisk;
 use crate::event::Event;
 
+pub mod auto;
 pub mod blocking;
 pub mod image;
+#[cfg(test)]
+mod test;
 mod transfer;
+pub mod uring;
 
 /// One request to a disk; what it covers is within the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +73,17 @@ pub trait Disk: Send {
     fn submit(&mut self, tag: u32, request: DiskRequest<'_>);
 
     /// Starts everything that was submitted: once for a batch.
-    fn start(&mut self) {}
+    ///
+    /// An error means that the disk can serve no more at all.
+    fn start(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Takes the next completion.
     fn completed(&mut self) -> Option<Completion>;
 
-    /// Signalled when there are completions which [`Disk::start`] did not leave behind.
+    /// Signalled when requests complete later than [`Disk::start`]; watch it edge triggered, since
+    /// nobody takes its signal.
     fn completion_event(&self) -> Option<&Event> {
         None
     }
@@ -77,5 +91,40 @@ pub trait Disk: Send {
     /// Says whether one more request may be submitted before another one is completed.
     fn has_room(&self) -> bool {
         true
+    }
+
+    /// Waits for everything that was submitted, and forgets its completions.
+    ///
+    /// After it nothing touches guest memory.
+    fn drain(&mut self);
+}
+
+/// How an image is read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// What the page cache has is read at once, the rest by io_uring; where the kernel has no
+    /// io_uring, `Sync`.
+    #[default]
+    Auto,
+    /// Everything by io_uring.
+    Uring,
+    /// System calls that wait.
+    Sync,
+}
+
+impl Engine {
+    /// Makes a disk of an open image.
+    pub fn open(self, image: Arc<Image>) -> io::Result<Box<dyn Disk>> {
+        Ok(match self {
+            Self::Auto => match UringDisk::new(Arc::clone(&image)) {
+                Ok(behind) => Box::new(AutoDisk::new(image, behind)),
+                Err(error) => {
+                    log::debug!("no io_uring ({error}): a disk waits for each of its requests");
+                    Box::new(BlockingDisk::new(image))
+                }
+            },
+            Self::Uring => Box::new(UringDisk::new(image)?),
+            Self::Sync => Box::new(BlockingDisk::new(image)),
+        })
     }
 }

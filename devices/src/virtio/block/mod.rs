@@ -11,8 +11,8 @@ mod request;
 mod test;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arch::memory::GuestSlice;
@@ -25,7 +25,7 @@ use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{EventSet, LoopHandle, Registration};
 use crate::host::disk::blocking::BlockingDisk;
 use crate::host::disk::image::{Image, SECTOR_BYTES};
-use crate::host::disk::{Disk, DiskRequest};
+use crate::host::disk::{Disk, DiskRequest, Engine};
 use crate::rate_limit::RateLimit;
 use request::{Command, Config, ID_BYTES, Rules, Status};
 
@@ -35,18 +35,6 @@ const QUEUE_SIZE: u16 = 256;
 const QUEUES_MAX: u16 = 64;
 
 const COMPLETION: u32 = 0;
-
-/// How a disk is served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// What the page cache has is read at once, the rest by io_uring where the kernel has it.
-    #[default]
-    Auto,
-    /// Everything by io_uring.
-    Uring,
-    /// System calls that wait.
-    Sync,
-}
 
 /// What a block device is made of.
 #[derive(Debug)]
@@ -65,15 +53,20 @@ pub struct BlockOptions {
 pub struct Block {
     image: Arc<Image>,
     serial: [u8; ID_BYTES],
-    engine: Engine,
     queues: u16,
     config: Config,
+    parked: Parked,
     /// What the driver agreed to, once it has.
     features: Option<u64>,
     shared: Arc<Shared>,
     home: LoopHandle,
     worker: Option<Registration>,
 }
+
+/// Where the disk is while no worker has it: a ring cannot be made again under the sandbox. A worker
+/// leaves a disk that needs no ring in its place. Nobody waits for the lock: a front starts a worker
+/// when the last one is gone.
+type Parked = Arc<Mutex<Box<dyn Disk>>>;
 
 /// What the driver or the host may change while the worker runs.
 struct Shared {
@@ -83,19 +76,22 @@ struct Shared {
 
 impl Block {
     /// Makes a disk that is served on the thread of `home`.
+    ///
+    /// Everything that the sandbox would forbid later is done here.
     pub fn new(options: BlockOptions, home: LoopHandle) -> io::Result<Self> {
         let BlockOptions { image, serial, engine, queues } = options;
         let queues = queues.clamp(1, QUEUES_MAX);
         let capacity_sectors = image.size_bytes()? / SECTOR_BYTES;
+        let image = Arc::new(image);
         let shared = Shared {
             capacity_sectors: AtomicU64::new(capacity_sectors),
             write_back: AtomicBool::new(true),
         };
         Ok(Self {
             config: Config::new(capacity_sectors, image.blocks(), queues),
-            image: Arc::new(image),
+            parked: Arc::new(Mutex::new(engine.open(Arc::clone(&image))?)),
+            image,
             serial: identification(&serial),
-            engine,
             queues,
             features: None,
             shared: Arc::new(shared),
@@ -212,6 +208,7 @@ impl VirtioDevice for Block {
 struct BlockWorker {
     queues: Vec<Queue>,
     disk: Box<dyn Disk>,
+    parked: Parked,
     /// For each queue the requests that the disk has, by the head of their chain.
     in_flight: Vec<Vec<Option<InFlight>>>,
     chain: Chain,
@@ -248,7 +245,7 @@ impl Worker for BlockWorker {
 
     fn doorbell(&mut self, index: usize) -> Result<(), Fault> {
         self.take_requests(index)?;
-        self.disk.start();
+        self.disk.start()?;
         self.finish_completed();
         Ok(())
     }
@@ -259,7 +256,7 @@ impl Worker for BlockWorker {
             for index in 0..self.queues.len() {
                 self.take_requests(index)?;
             }
-            self.disk.start();
+            self.disk.start()?;
             self.finish_completed();
         }
         Ok(())
@@ -269,8 +266,11 @@ impl Worker for BlockWorker {
 impl BlockWorker {
     fn new(front: &Block, queues: Vec<Queue>, features: u64) -> Self {
         let slots = |queue: &Queue| vec![None; usize::from(queue.size())];
+        let mut disk: Box<dyn Disk> = Box::new(BlockingDisk::new(Arc::clone(&front.image)));
+        exchange(&front.parked, &mut disk);
         Self {
-            disk: Box::new(BlockingDisk::new(Arc::clone(&front.image))),
+            disk,
+            parked: Arc::clone(&front.parked),
             in_flight: queues.iter().map(slots).collect(),
             queues,
             chain: Chain::with_capacity(QUEUE_SIZE),
@@ -378,6 +378,17 @@ impl BlockWorker {
             queue.complete(head, written);
         }
     }
+}
+
+impl Drop for BlockWorker {
+    fn drop(&mut self) {
+        self.disk.drain();
+        exchange(&self.parked, &mut self.disk);
+    }
+}
+
+fn exchange(parked: &Parked, disk: &mut Box<dyn Disk>) {
+    std::mem::swap(&mut *parked.lock().unwrap_or_else(PoisonError::into_inner), disk);
 }
 
 fn tag(index: usize, head: u16) -> u32 {

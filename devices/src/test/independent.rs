@@ -239,10 +239,11 @@ mod test {
     use std::os::fd::AsFd;
 
     use super::*;
+    use crate::host::disk::Engine;
     use crate::host::disk::image::{Access, Image};
     use crate::host::stream::Stream;
     use crate::test::LoopThread;
-    use crate::virtio::block::{Block, BlockOptions, Engine};
+    use crate::virtio::block::{Block, BlockOptions};
     use crate::virtio::console::Console;
     use crate::virtio::rng::Entropy;
 

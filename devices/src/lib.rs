@@ -12,7 +12,6 @@ pub mod log_limit;
 pub mod panic;
 pub mod pci;
 pub mod power;
-pub mod rate_limit;
 pub mod serial;
 #[cfg(test)]
 mod test;

@@ -12,8 +12,7 @@ mod test;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arch::memory::GuestSlice;
 use zerocopy::IntoBytes;
@@ -21,12 +20,13 @@ use zerocopy::IntoBytes;
 use super::chain::Chain;
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::{Queue, QueueError};
+use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{EventSet, LoopHandle, Registration};
 use crate::host::disk::blocking::BlockingDisk;
 use crate::host::disk::image::{Image, SECTOR_BYTES};
 use crate::host::disk::{Disk, DiskRequest, Engine};
-use crate::rate_limit::RateLimit;
+use crate::warn_limited;
 use request::{Command, Config, ID_BYTES, Rules, Status};
 
 /// Descriptors of a queue: what Linux asks of its own SATA disks, eight times over, in 4 KiB of ring.
@@ -72,6 +72,7 @@ type Parked = Arc<Mutex<Box<dyn Disk>>>;
 struct Shared {
     capacity_sectors: AtomicU64,
     write_back: AtomicBool,
+    config_change: OnceLock<ConfigChange>,
 }
 
 impl Block {
@@ -86,6 +87,7 @@ impl Block {
         let shared = Shared {
             capacity_sectors: AtomicU64::new(capacity_sectors),
             write_back: AtomicBool::new(true),
+            config_change: OnceLock::new(),
         };
         Ok(Self {
             config: Config::new(capacity_sectors, image.blocks(), queues),
@@ -126,13 +128,15 @@ pub struct Resizer {
 impl Resizer {
     /// Looks at the image and returns the new size in bytes, cut to whole blocks.
     ///
-    /// The driver learns of it by
-    /// [`ConfigChange::announce`](super::transport::ConfigChange::announce).
+    /// The driver is told.
     pub fn resize(&self) -> io::Result<u64> {
         let block = u64::from(self.image.blocks().logical_bytes);
         let size = self.image.size_bytes()?;
         let size = size - size % block;
         self.shared.capacity_sectors.store(size / SECTOR_BYTES, Ordering::Relaxed);
+        if let Some(change) = self.shared.config_change.get() {
+            change.announce();
+        }
         Ok(size)
     }
 }
@@ -159,6 +163,11 @@ impl VirtioDevice for Block {
 
     fn config(&self) -> &[u8] {
         self.config.as_bytes()
+    }
+
+    fn connect(&mut self, change: ConfigChange) {
+        // A device is put on one transport, once.
+        let _ = self.shared.config_change.set(change);
     }
 
     fn refresh(&mut self) {
@@ -217,7 +226,6 @@ struct BlockWorker {
     is_read_only: bool,
     serial: [u8; ID_BYTES],
     shared: Arc<Shared>,
-    errors: RateLimit,
     /// Queues wait for room in the disk.
     is_stalled: bool,
 }
@@ -279,7 +287,6 @@ impl BlockWorker {
             is_read_only: front.image.is_read_only(),
             serial: front.serial,
             shared: Arc::clone(&front.shared),
-            errors: RateLimit::default(),
             is_stalled: false,
         }
     }
@@ -345,20 +352,13 @@ impl BlockWorker {
             match outcome {
                 Ok(()) => self.finish(index, head, Status::Ok),
                 Err(error) => {
-                    self.report(&error);
+                    warn_limited!("{}: a request failed: {error}", self.name);
                     self.finish(index, head, Status::IoError);
                 }
             }
         }
         for queue in &mut self.queues {
             queue.notify_driver();
-        }
-    }
-
-    fn report(&mut self, error: &io::Error) {
-        if let Some(suppressed) = self.errors.pass(Instant::now()) {
-            let name = &self.name;
-            log::warn!("{name}: a request failed: {error} ({suppressed} more since the last line)");
         }
     }
 

@@ -8,7 +8,7 @@ use crate::host::disk::image::Access;
 use crate::test::LoopThread;
 use crate::test::driver::{Descriptor, Driver, NEXT, WRITE};
 use crate::test::hostile::Subject;
-use crate::virtio::transport::ConfigChange;
+use crate::test::wire::Source;
 
 const SECTORS: u64 = 256;
 
@@ -306,16 +306,12 @@ fn a_grown_image_is_announced_and_its_new_sectors_can_be_used() {
     let home = LoopThread::new();
     let device = block(file.path(), Engine::Auto, Access::default(), home.handle());
     let resizer = device.resizer();
-    let memory = crate::test::driver::memory();
-    let mut wire = crate::test::wire::MmioWire::new(Box::new(device), memory);
-    let change: ConfigChange = wire.transport().config_change();
-    let mut driver = Driver::new(Box::new(wire), memory);
+    let mut driver = Driver::mmio(Box::new(device));
     driver.start();
     let grown = SECTORS * 512 + 4096 + 100;
     file.as_file().set_len(grown).unwrap();
     assert_eq!(resizer.resize().unwrap(), grown - 100);
-    change.announce();
-    driver.wire.wait_interrupt(crate::test::wire::Source::Config);
+    driver.wire.wait_interrupt(Source::Config);
     let mut capacity = [0; 8];
     driver.wire.read_config(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), SECTORS + 8);

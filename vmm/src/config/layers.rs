@@ -24,14 +24,28 @@ impl Config {
     /// A file that cannot be read or is not JSON, an unknown key (with its path and the nearest key
     /// that exists), a value of the wrong type.
     pub fn from_files<P: AsRef<Path>>(files: &[P]) -> Result<Self> {
-        let mut config = Self::default();
-        let mut layers: Option<Value> = None;
+        let mut texts = Vec::with_capacity(files.len());
         for file in files {
             let file = file.as_ref();
             let text = read(file).with_context(|| format!("--config {}", file.display()))?;
-            config = parse(&text).with_context(|| format!("--config {}", file.display()))?;
-            if files.len() > 1 {
-                let layer = serde_json::from_str(&text)?;
+            texts.push((file, text));
+        }
+        let texts: Vec<_> = texts.iter().map(|(file, text)| (*file, text.as_str())).collect();
+        Self::from_texts(&texts)
+    }
+
+    /// The machine that texts describe, each with the name of its file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Config::from_files`].
+    pub fn from_texts(texts: &[(&Path, &str)]) -> Result<Self> {
+        let mut config = Self::default();
+        let mut layers: Option<Value> = None;
+        for (file, text) in texts {
+            config = parse(text).with_context(|| format!("--config {}", file.display()))?;
+            if texts.len() > 1 {
+                let layer = serde_json::from_str(text)?;
                 match &mut layers {
                     None => layers = Some(layer),
                     Some(below) => lay_over(below, layer),

@@ -28,14 +28,16 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An archive with folders for the kernel's file systems and a console to write to before they
-    /// are mounted.
+    /// An archive with folders for the kernel's file systems, and a console and a null device to use
+    /// before they are mounted.
     pub fn new() -> Self {
         let mut archive = Self::default();
         for folder in ["bin", "dev", "proc", "sys", "run", "tmp", "mnt"] {
             archive.folder(folder);
         }
         archive.append("dev/console", CHARACTER_DEVICE | 0o600, (5, 1), &[]);
+        // Rust's start-up opens it in place of a console that is not there yet.
+        archive.append("dev/null", CHARACTER_DEVICE | 0o666, (1, 3), &[]);
         archive
     }
 

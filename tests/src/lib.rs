@@ -3,6 +3,7 @@
 //! demonstration.
 
 pub mod archive;
+pub mod benchmark;
 pub mod cache;
 pub mod emulated_host;
 pub mod guest;

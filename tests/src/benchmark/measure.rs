@@ -1,0 +1,386 @@
+//! The measurements, made in the emulated host.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::MountFlags;
+
+use super::mark::Stage as Reached;
+use super::stage::{DISK, Stage};
+use super::trace::{self, Event, Request};
+use super::vmm::{Machine, Vmm};
+use super::{Figures, Plan, Topic, memory};
+use crate::emulated_host::HEARTBEAT;
+use crate::tool;
+
+const MEMORY_MIB: u32 = 256;
+
+/// What a boot may take by the host's clock, which stands still or is slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often a VMM is looked at; looking costs instructions of the processor it runs on.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How long an idle guest is left alone before its VMM's memory is counted.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// Alternating runs of each VMM, where time is measured by a clock that is not exact.
+const PAIRS: usize = 5;
+
+const EXEC: Request<'_> = ("sched/sched_process_exec", None);
+const MARKS: Request<'_> = ("kvm/kvm_hypercall", None);
+const END: Request<'_> = ("sched/sched_process_exit", None);
+
+/// Measures what `plan` says, writing what there is after each topic.
+///
+/// # Errors
+/// When the ground cannot be laid. A VMM that fails a measurement is a note, not an error.
+pub fn run(plan: &Plan) -> Result<()> {
+    beat();
+    let folder = Path::new("/run/benchmark");
+    fs::create_dir_all(folder)?;
+    let _ = rustix::mount::mount("t", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None);
+    tool::progress("copying the VMMs into the emulated host's memory");
+    let host = Host { plan, stage: Stage::set(folder, plan)? };
+    let mut figures = Figures::default();
+    for topic in &plan.topics {
+        match topic {
+            Topic::Start => host.each(&mut figures, "start", Host::start),
+            Topic::Boot => host.each(&mut figures, "boot", Host::boots),
+            Topic::Exits => host.each(&mut figures, "exits", Host::exits),
+            Topic::Memory => host.each(&mut figures, "memory", Host::memory),
+            Topic::Block => host.each(&mut figures, "block", Host::block),
+            Topic::Pairs => host.pairs(&mut figures)?,
+            Topic::Profile => host.each(&mut figures, "profile", Host::profile),
+        }
+        figures.save(&plan.results)?;
+    }
+    Ok(())
+}
+
+struct Host<'a> {
+    plan: &'a Plan,
+    stage: Stage,
+}
+
+/// What is known of a VMM that ran.
+struct Run {
+    events: Vec<Event>,
+    id: u32,
+    status: ExitStatus,
+}
+
+impl Host<'_> {
+    fn each(
+        &self,
+        figures: &mut Figures,
+        what: &str,
+        measure: fn(&Self, Vmm, &mut Figures) -> Result<()>,
+    ) {
+        for vmm in &self.plan.vmms {
+            beat();
+            tool::progress(&format!("{what}: {}", vmm.name()));
+            if let Err(error) = measure(self, *vmm, figures) {
+                let note = format!("{what}, {}: {error:#}; {}", vmm.name(), self.said());
+                tool::progress(&note);
+                figures.notes.push(note);
+            }
+        }
+    }
+
+    /// Ends the VMM right after the guest's first instructions.
+    fn start(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        let requests = [EXEC, ("kvm/kvm_entry", None), ("kvm/kvm_exit", Some("traceoff:1"))];
+        let mut runs = Vec::new();
+        // The first run finds nothing in the processor's caches of translated code.
+        for _ in 0..4 {
+            let machine = self.bzimage("nothing");
+            trace::start(&requests)?;
+            let mut child = self.spawn(vmm, &machine)?;
+            thread::sleep(Duration::from_millis(400));
+            let _ = child.kill();
+            child.wait()?;
+            let events = trace::stop(&requests)?;
+            let start = started(&events, child.id())?;
+            let entry = events.iter().find(|event| event.name == "kvm_entry");
+            runs.push((entry.context("the guest was not entered")?.time - start) / 1000.0);
+        }
+        figures.add("exec to first guest instruction", vmm, "M instructions", runs.split_off(1));
+        Ok(())
+    }
+
+    fn boots(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        for (kind, machine) in [("bzImage", self.bzimage("boot")), ("ELF", self.elf("boot"))] {
+            let requests = [EXEC, MARKS, END];
+            let run = self.run(vmm, &machine, &requests)?;
+            let start = started(&run.events, run.id)?;
+            let mut add = |what: &str, value: f64| {
+                figures.add(&format!("{kind}, {what}"), vmm, "ms", vec![value / 1000.0]);
+            };
+            let nanoseconds = |value: u64| u32::try_from(value / 1000).map_or(0.0, f64::from);
+            let (at, mark) = trace::find_mark(&run.events, Reached::UserSpace)?;
+            add("exec to user space", run.events[at].time - start);
+            add("kernel's own clock", nanoseconds(mark.first));
+            let (at, _) = trace::find_mark(&run.events, Reached::Devices)?;
+            add("exec to disk read", run.events[at].time - start);
+            let end = run.events.iter().rev().find(|event| {
+                event.name == "sched_process_exit"
+                    && event.text.contains(&format!("pid={} ", run.id))
+            });
+            add("exec to exit", end.context("the VMM's end was not seen")?.time - start);
+        }
+        Ok(())
+    }
+
+    fn exits(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        let requests = [
+            MARKS,
+            ("kvm/kvm_userspace_exit", None),
+            ("kvm/kvm_pio", None),
+            ("kvm/kvm_mmio", None),
+        ];
+        let run = self.run(vmm, &self.bzimage("boot"), &requests)?;
+        for (stage, what) in [(Reached::UserSpace, "user space"), (Reached::Devices, "disk read")] {
+            let (at, _) = trace::find_mark(&run.events, stage)?;
+            let kinds = exits_by_kind(&run.events[..at]);
+            let figure =
+                figures.add(&format!("exits until {what}"), vmm, "", vec![kinds.values().sum()]);
+            figure.parts = kinds;
+        }
+        Ok(())
+    }
+
+    fn memory(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        let mut sizes = Vec::new();
+        for processors in [1, 2, 4] {
+            let machine = Machine { processors, ..self.bzimage("idle") };
+            trace::start(&[MARKS])?;
+            let mut child = self.spawn(vmm, &machine)?;
+            let idle = wait_for(|| {
+                let text = fs::read_to_string("/sys/kernel/tracing/trace")?;
+                Ok(text.contains(&format!(" a1 {:#x} ", Reached::Idle as u64)))
+            });
+            thread::sleep(SETTLING);
+            let size = memory::outside_ram(child.id(), u64::from(MEMORY_MIB) * 1024);
+            let _ = child.kill();
+            child.wait()?;
+            trace::stop(&[MARKS])?;
+            idle?;
+            let (size, parts) = size?;
+            sizes.push(size as f64);
+            let row = format!("memory outside RAM, {processors} vCPU");
+            let figure = figures.add(&row, vmm, "KiB", vec![size as f64]);
+            figure.parts = parts.into_iter().map(|(name, size)| (name, size as f64)).collect();
+        }
+        let further = (sizes[2] - sizes[0]) / 3.0;
+        figures.add("memory per further vCPU", vmm, "KiB", vec![further]);
+        Ok(())
+    }
+
+    fn block(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        for (row, nanoseconds) in self.loads(vmm)? {
+            figures.add(
+                &format!("{row}, per request"),
+                vmm,
+                "K instructions",
+                vec![nanoseconds / 1000.0],
+            );
+        }
+        Ok(())
+    }
+
+    fn pairs(&self, figures: &mut Figures) -> Result<()> {
+        let mut runs: BTreeMap<(String, Vmm), Vec<f64>> = BTreeMap::new();
+        for round in 1..=PAIRS {
+            for vmm in &self.plan.vmms {
+                tool::progress(&format!("block in time, round {round} of {PAIRS}: {}", vmm.name()));
+                match self.loads(*vmm) {
+                    Ok(loads) => {
+                        for (row, nanoseconds) in loads {
+                            let row = format!("{row}, in time");
+                            runs.entry((row, *vmm)).or_default().push(1e9 / nanoseconds);
+                        }
+                    }
+                    Err(error) => figures.notes.push(format!("{}: {error:#}", vmm.name())),
+                }
+            }
+        }
+        for ((row, vmm), values) in runs {
+            figures.add(&row, vmm, "IOPS", values);
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds for each request of each load.
+    fn loads(&self, vmm: Vmm) -> Result<Vec<(String, f64)>> {
+        let machine = Machine { io_thread: true, ..self.bzimage("block") };
+        let run = self.run(vmm, &machine, &[MARKS])?;
+        let marks = run.events.iter().filter_map(trace::mark);
+        let mut loads = Vec::new();
+        for mark in marks.filter(|mark| mark.stage == Reached::Load as u64) {
+            let row = match mark.first >> 32 {
+                1 => "4 KiB random read, 32 deep",
+                2 => "4 KiB random write, 32 deep",
+                _ => "4 KiB random read, 1 deep",
+            };
+            let requests = u32::try_from(mark.first & 0xffff_ffff)?;
+            loads.push((row.to_owned(), mark.second as f64 / f64::from(requests)));
+        }
+        ensure!(loads.len() == 3, "{} of 3 loads came to an end", loads.len());
+        Ok(loads)
+    }
+
+    fn profile(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        let requests = [EXEC, MARKS];
+        let machine = self.bzimage("log initcall_debug log_buf_len=2M");
+        let run = self.run(vmm, &machine, &requests)?;
+        let log = self.output("console")?;
+        let note = format!("{}: {}", vmm.name(), super::report::profile(&log));
+        figures.notes.push(note);
+        ensure!(run.status.success() || !log.is_empty(), "no log came");
+        Ok(())
+    }
+
+    /// Runs `vmm` to its end.
+    fn run(&self, vmm: Vmm, machine: &Machine<'_>, requests: &[Request<'_>]) -> Result<Run> {
+        beat();
+        trace::start(requests)?;
+        let mut child = self.spawn(vmm, machine)?;
+        let mut status = None;
+        let ended = wait_for(|| {
+            status = child.try_wait()?;
+            Ok(status.is_some())
+        });
+        let _ = child.kill();
+        child.wait()?;
+        let events = trace::stop(requests)?;
+        ended?;
+        let status = status.context("no status")?;
+        Ok(Run { events, id: child.id(), status })
+    }
+
+    fn spawn(&self, vmm: Vmm, machine: &Machine<'_>) -> Result<Child> {
+        let output = |name: &str| File::create(self.stage.root.join(name));
+        Command::new(&self.plan.busybox)
+            .arg("chroot")
+            .arg(&self.stage.root)
+            .arg(vmm.program(&self.plan.programs))
+            .args(vmm.arguments(machine))
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(output("console")?)
+            .stderr(output("errors")?)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", vmm.name()))
+    }
+
+    fn bzimage<'a>(&'a self, measure: &'a str) -> Machine<'a> {
+        Machine {
+            kernel: &self.plan.bzimage,
+            is_elf: false,
+            initrd: &self.plan.initrd,
+            disk: Path::new(DISK),
+            processors: 1,
+            memory: MEMORY_MIB,
+            measure,
+            io_thread: false,
+        }
+    }
+
+    fn elf<'a>(&'a self, measure: &'a str) -> Machine<'a> {
+        Machine { kernel: &self.plan.vmlinux, is_elf: true, ..self.bzimage(measure) }
+    }
+
+    fn output(&self, name: &str) -> Result<String> {
+        let bytes = fs::read(self.stage.root.join(name))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The end of what the last VMM said.
+    fn said(&self) -> String {
+        let said = [self.output("console"), self.output("errors")].map(Result::unwrap_or_default);
+        format!("it said: {}", tool::tail(said.concat().as_bytes(), 800))
+    }
+}
+
+/// When process `id` became the VMM: its last exec, since the first was that of `chroot`.
+fn started(events: &[Event], id: u32) -> Result<f64> {
+    let mut execs = events.iter().rev().filter(|event| event.name == "sched_process_exec");
+    let exec = execs.find(|event| event.thread == id);
+    Ok(exec.context("the VMM was not started")?.time)
+}
+
+/// Exits to user space by their kind; port and memory accesses by where they went.
+fn exits_by_kind(events: &[Event]) -> BTreeMap<String, f64> {
+    let mut kinds = BTreeMap::new();
+    let mut access = String::new();
+    let mut open: Option<String> = None;
+    for event in events {
+        match event.name.as_str() {
+            "kvm_pio" => {
+                let place = place(&event.text, "at");
+                // A read is traced when its value is there, after the exit.
+                match open.take() {
+                    Some(kind) if event.text.starts_with("pio_read") => {
+                        *kinds.entry(format!("{kind} {place}")).or_default() += 1.0;
+                    }
+                    _ => access = place,
+                }
+            }
+            "kvm_mmio" => access = place(&event.text, "gpa"),
+            "kvm_userspace_exit" => {
+                if let Some(kind) = open.take() {
+                    *kinds.entry(kind).or_default() += 1.0;
+                }
+                let reason =
+                    event.text.trim_start_matches("reason ").trim_start_matches("KVM_EXIT_");
+                let reason = reason.split(' ').next().unwrap_or_default().to_owned();
+                match (reason.as_str(), access.is_empty()) {
+                    ("IO", true) => open = Some(reason),
+                    ("IO" | "MMIO", false) => {
+                        *kinds.entry(format!("{reason} {access}")).or_default() += 1.0;
+                        access.clear();
+                    }
+                    _ => *kinds.entry(reason).or_default() += 1.0,
+                }
+            }
+            _ => {}
+        }
+    }
+    kinds
+}
+
+/// The number after `word`, without the low bits in which neighbours differ.
+fn place(text: &str, word: &str) -> String {
+    let mut words = text.split_whitespace().skip_while(|found| *found != word);
+    let number = words.nth(1).unwrap_or_default().trim_start_matches("0x");
+    match u64::from_str_radix(number, 16) {
+        Ok(port) if port <= 0xffff => format!("{port:#x}"),
+        Ok(address) => format!("{:#x}", address & !0xfff),
+        Err(_) => String::new(),
+    }
+}
+
+fn wait_for(mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !condition()? {
+        if start.elapsed() > PATIENCE {
+            bail!("nothing happened for {} s", PATIENCE.as_secs());
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Shows the outside that this goes on.
+fn beat() {
+    if let Some(path) = env::var_os(HEARTBEAT) {
+        let _ = fs::write(path, "on");
+    }
+}

@@ -1,0 +1,100 @@
+//! On what ground do the VMMs run? A root in the emulated host's memory with their programs, their
+//! libraries and the guest's files, so that no measurement waits for the file system of the machine
+//! around.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::Plan;
+use crate::packages::Program;
+use crate::tool;
+
+/// Where QEMU looks for its firmware.
+const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
+
+/// The disk of the guest, as the VMMs name it. It is a file of ext4, as disks are, and all of it is in
+/// the page cache.
+pub const DISK: &str = "/volume/disk.raw";
+const DISK_MIB: usize = 256;
+const VOLUME: &str = "352M";
+
+/// A root for [`chroot`](https://man7.org/linux/man-pages/man1/chroot.1.html).
+pub struct Stage {
+    /// Its path.
+    pub root: PathBuf,
+}
+
+impl Stage {
+    /// Fills `root`, which is on a tmpfs.
+    ///
+    /// # Errors
+    /// When a file cannot be copied or a file system cannot be mounted.
+    pub fn set(root: &Path, plan: &Plan) -> Result<Self> {
+        let stage = Self { root: root.to_owned() };
+        for folder in ["dev", "proc", "sys", "tmp", "volume"] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        for folder in ["dev", "proc", "sys"] {
+            let source = Path::new("/").join(folder);
+            rustix::mount::mount_bind_recursive(&source, root.join(folder))?;
+        }
+        let programs = [&plan.programs.nixvmm, &plan.programs.qemu, &plan.programs.alioth];
+        for program in programs {
+            stage.copy(program)?;
+            for library in libraries(program)? {
+                stage.copy(&library)?;
+            }
+        }
+        for file in [&plan.busybox, &plan.bzimage, &plan.vmlinux, &plan.initrd] {
+            stage.copy(file)?;
+        }
+        for folder in FIRMWARE {
+            stage.copy_folder(Path::new(folder))?;
+        }
+        stage.make_disk()?;
+        Ok(stage)
+    }
+
+    fn copy(&self, file: &Path) -> Result<()> {
+        let target = self.root.join(file.strip_prefix("/")?);
+        fs::create_dir_all(target.parent().context("a file is in a folder")?)?;
+        fs::copy(file, &target).with_context(|| format!("{} cannot be copied", file.display()))?;
+        Ok(())
+    }
+
+    fn copy_folder(&self, folder: &Path) -> Result<()> {
+        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            if path.is_file() {
+                self.copy(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_disk(&self) -> Result<()> {
+        let image = self.root.join("volume.ext4");
+        let options = ["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        let mut make = tool::command(Program::MakeExt4.name());
+        tool::finish(make.args(options).arg(&image).arg(VOLUME))?;
+        let mut mount = tool::command("mount");
+        tool::finish(mount.args(["-o", "loop,noatime"]).arg(&image).arg(self.root.join("volume")))?;
+        let mut disk = File::create(self.root.join(DISK.trim_start_matches('/')))?;
+        for _ in 0..DISK_MIB {
+            disk.write_all(&vec![0x5a; 1 << 20])?;
+        }
+        Ok(disk.sync_all()?)
+    }
+}
+
+/// The shared libraries that `program` loads.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let mut command = tool::command("ldd");
+    let output = command.arg(program).output().context("ldd cannot be started")?;
+    let text = String::from_utf8(output.stdout)?;
+    let words = text.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(words.map(|word| PathBuf::from(word.trim_end_matches(':'))).collect())
+}

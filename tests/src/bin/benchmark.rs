@@ -1,0 +1,114 @@
+//! Measures nixvmm beside QEMU and alioth: `cargo benchmark`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use tests::benchmark::vmm::Vmm;
+use tests::benchmark::{Figures, Plan, Topic, measure, report};
+use tests::cache::Cache;
+use tests::emulated_host::{Clock, EmulatedHost, Job};
+use tests::tool::progress;
+
+/// Names the file with the plan, for the process in the emulated host.
+const PLAN: &str = "NIXVMM_BENCHMARK_PLAN";
+
+/// What all measurements with one clock may take.
+const LIMIT: Duration = Duration::from_secs(60 * 60);
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Measures nixvmm beside QEMU and alioth, and prints a table of ratios.
+///
+/// Everything runs in an emulated host whose clock counts instructions, so that results repeat whatever
+/// else this machine does. What it needs it fetches and builds first.
+#[derive(Parser)]
+#[command(name = "cargo benchmark")]
+struct Arguments {
+    /// What to measure; everything if nothing is named.
+    topics: Vec<Topic>,
+    /// Whom to measure; everyone if nobody is named.
+    #[arg(long, value_delimiter = ',')]
+    vmm: Vec<Vmm>,
+    /// The file for the raw figures.
+    #[arg(long, default_value = "target/benchmark.json")]
+    json: PathBuf,
+}
+
+fn main() -> Result<ExitCode> {
+    if let Some(path) = env::var_os(PLAN) {
+        let plan: Plan = serde_json::from_str(&fs::read_to_string(path)?)?;
+        measure::run(&plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let arguments = Arguments::parse();
+    let all = [
+        Topic::Start,
+        Topic::Boot,
+        Topic::Exits,
+        Topic::Memory,
+        Topic::Block,
+        Topic::Pairs,
+        Topic::Profile,
+    ];
+    let topics = if arguments.topics.is_empty() { all.to_vec() } else { arguments.topics };
+    let vmms = if arguments.vmm.is_empty() { Vmm::ALL.to_vec() } else { arguments.vmm };
+
+    let cache = Cache::open()?;
+    let plan = Plan::prepare(&cache, topics, vmms)?;
+    let mut figures = Figures::default();
+    for vmm in &plan.vmms {
+        let size = fs::metadata(vmm.program(&plan.programs))?.len() as f64 / MIB;
+        figures.add("program size", *vmm, "MiB", vec![size]);
+    }
+    let (by_time, by_instructions): (Vec<Topic>, Vec<Topic>) =
+        plan.topics.iter().partition(|topic| **topic == Topic::Pairs);
+    measure_in_host(&cache, &plan, by_instructions, Clock::Instructions, &mut figures)?;
+    measure_in_host(&cache, &plan, by_time, Clock::Wall, &mut figures)?;
+
+    if let Some(folder) = arguments.json.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    figures.save(&arguments.json)?;
+    for note in &figures.notes {
+        println!("{note}\n");
+    }
+    print!("{}", report::table(&figures));
+    println!("\nraw figures: {}", arguments.json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure_in_host(
+    cache: &Cache,
+    plan: &Plan,
+    topics: Vec<Topic>,
+    clock: Clock,
+    figures: &mut Figures,
+) -> Result<()> {
+    if topics.is_empty() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(cache.root())?;
+    let (file, results) = (folder.path().join("plan.json"), folder.path().join("results.json"));
+    let plan = Plan { topics, results: results.clone(), ..plan.clone() };
+    fs::write(&file, serde_json::to_string(&plan)?)?;
+    progress("booting an emulated host for the measurements");
+    let own = env::current_exe()?;
+    let job = Job {
+        command: vec![own.to_str().context("a path that is no UTF-8")?.to_owned()],
+        environment: vec![(PLAN, path_text(&file)?)],
+        interactive: false,
+        limit: LIMIT,
+    };
+    let status = EmulatedHost::prepare(cache)?.with_clock(clock).run(&job)?;
+    ensure!(status == ExitCode::SUCCESS, "the measurements failed");
+    figures.load(&results)
+}
+
+fn path_text(path: &Path) -> Result<String> {
+    Ok(path.to_str().context("a path that is no UTF-8")?.to_owned())
+}

@@ -19,8 +19,8 @@ while [ ! -c "/dev/$terminal" ] && [ $tries -lt 50 ]; do
     tries=$((tries + 1))
 done
 
-# The power button, for a guest that has one: an event of it is 24 bytes.
-if [ -c /dev/input/event0 ]; then
+# The power button, for a guest that has one and does not ignore it: an event of it is 24 bytes.
+if ! grep -q power-button=ignored /proc/cmdline && [ -c /dev/input/event0 ]; then
     (dd if=/dev/input/event0 of=/dev/null bs=24 count=1 2> /dev/null && sync && poweroff -f) &
 fi
 while :; do

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use tests::emulated_host;
 use tests::guest::Launch;
 use tests::testbed::Testbed;
 
@@ -15,7 +16,31 @@ pub(crate) const TESTS: &[GuestTest] = &[
     ("boot::elf_over_mmio", |testbed| boots(testbed, &testbed.vmlinux, "mmio", "linux")),
     ("boot::pvh_over_pci", |testbed| boots(testbed, &testbed.vmlinux, "pci", "pvh")),
     ("boot::pvh_over_mmio", |testbed| boots(testbed, &testbed.vmlinux, "mmio", "pvh")),
+    ("boot::the_kernel_neither_complains_nor_waits_for_what_is_not_there", complaints),
 ];
+
+/// What a kernel says when it looked for hardware in vain, or found tables or a processor faulty.
+const COMPLAINTS: [&str; 14] = [
+    "i8042: Probing ports directly",
+    "i8042: No controller found",
+    "i8042: Can't read CTR",
+    "rtc_cmos: probe",
+    "unable to read current time",
+    "floppy",
+    "Unable to calibrate",
+    "Fast TSC calibration failed",
+    "ACPI Error",
+    "ACPI BIOS Error",
+    "ACPI BIOS Warning",
+    "nobody cared",
+    "Call Trace",
+    "[Firmware Bug]",
+];
+
+/// The longest pause between two lines of the kernel's log, in seconds, before something was waited
+/// for. An emulated processor takes twenty times as long for what is between them.
+const PAUSE_MAX: f64 = 0.2;
+const EMULATED_PAUSE_MAX: f64 = 3.0;
 
 fn boots(testbed: &Testbed, kernel: &Path, transport: &str, protocol: &str) -> Result<()> {
     let options = ["--transport", transport, "--boot-protocol", protocol];
@@ -23,4 +48,31 @@ fn boots(testbed: &Testbed, kernel: &Path, transport: &str, protocol: &str) -> R
     let drivers = guest.run("ls /sys/bus/virtio/drivers/virtio_console")?;
     ensure!(drivers.contains("virtio0"), "the console is no virtio device:\n{drivers}");
     guest.power_off()
+}
+
+fn complaints(testbed: &Testbed) -> Result<()> {
+    let mut guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--cpus", "2"]).boot()?;
+    let log = guest.run("dmesg")?;
+    guest.power_off()?;
+
+    let found: Vec<&str> = log
+        .lines()
+        .filter(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)))
+        .collect();
+    ensure!(found.is_empty(), "the kernel complains:\n{}", found.join("\n"));
+
+    let limit = if emulated_host::is_inside() { EMULATED_PAUSE_MAX } else { PAUSE_MAX };
+    let stamps: Vec<(f64, &str)> = log.lines().filter_map(stamped).collect();
+    ensure!(stamps.len() > 100, "the kernel's log has {} lines", stamps.len());
+    for pair in stamps.windows(2) {
+        let [(before, first), (after, second)] = pair else { continue };
+        ensure!(after - before < limit, "the kernel waited between these:\n{first}\n{second}");
+    }
+    Ok(())
+}
+
+/// A line of the kernel's log and its time in seconds.
+fn stamped(line: &str) -> Option<(f64, &str)> {
+    let (stamp, _) = line.strip_prefix('[')?.split_once(']')?;
+    Some((stamp.trim().parse().ok()?, line))
 }

@@ -4,6 +4,12 @@
 //! boots the emulated host once, runs itself there, and passes output and exit status through.
 
 mod boot;
+mod console;
+mod disk;
+mod machine;
+mod nixos;
+mod power;
+mod sandbox;
 mod tidy;
 
 use std::env;
@@ -12,7 +18,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::cache::Cache;
 use tests::emulated_host;
@@ -26,7 +32,16 @@ type GuestTest = (&'static str, fn(&Testbed) -> Result<()>);
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
 fn guest_tests() -> Vec<GuestTest> {
-    [boot::TESTS].concat()
+    [
+        boot::TESTS,
+        machine::TESTS,
+        disk::TESTS,
+        console::TESTS,
+        power::TESTS,
+        sandbox::TESTS,
+        nixos::TESTS,
+    ]
+    .concat()
 }
 
 /// The tests that need no guest.
@@ -92,10 +107,16 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     // Guests of several tests at once would share two processors.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let trial = |(name, test): GuestTest| {
-        Trial::test(name, move || test(testbed).map_err(|error| Failed::from(format!("{error:?}"))))
+        Trial::test(name, move || test(testbed).map_err(|error| failure(&error)))
     };
     let trials = guest_tests().into_iter().map(trial).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}
+
+/// What went wrong and why, without the backtrace, which shows the harness only.
+fn failure(error: &Error) -> Failed {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    Failed::from(causes.join("\nbecause "))
 }
 
 /// Whether the arguments select the test, as libtest does it.

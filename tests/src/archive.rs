@@ -14,11 +14,12 @@ const LINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
 /// Busybox is called by these names in initramfs.
-const COMMANDS: &str = "sh awk base64 blkid cat chmod cmp cp cut date dd devmem df dmesg echo env false findfs \
-    free grep head hexdump hostname id insmod ip kill ls lsmod md5sum mkdir mknod mount mv \
-    nproc od poweroff printf ps pwd readlink reboot rm sed seq setsid sh sha256sum sleep \
-    sort stat stty switch_root sync tail tee test timeout touch tr true truncate umount \
-    uname uniq uptime wc xargs yes";
+const COMMANDS: &str = "sh awk base64 blkdiscard blkid cat chmod cmp cp cut date dd devmem df \
+    dmesg echo env false findfs free grep head hexdump hostname id insmod \
+    ip kill ls lsmod md5sum mkdir mknod mount mv nproc od poweroff printf \
+    ps pwd readlink reboot rm sed seq setsid sh sha256sum sleep sort stat \
+    stty switch_root sync tail taskset tee test timeout touch tr true \
+    truncate umount uname uniq uptime wc xargs yes";
 
 /// An archive under construction.
 #[derive(Debug, Default)]

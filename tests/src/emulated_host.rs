@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{env, io};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::geteuid;
 
 use crate::archive::Archive;
 use crate::cache::Cache;
@@ -36,6 +37,9 @@ const MODULES: [&str; 11] = [
 ];
 
 const INIT: &str = include_str!("../../resources/guest/emulated-host-init.sh");
+
+/// Names the script that the emulated host runs, on its kernel command line.
+const SCRIPT_PARAMETER: &str = "testbed.script=";
 
 /// A host whose heart has not beaten for so long hangs: it beats every two seconds, and a busy
 /// machine delays that by seconds.
@@ -67,8 +71,8 @@ pub struct EmulatedHost {
 pub enum Clock {
     /// Time, as ever; two emulated processors run at once.
     Wall,
-    /// One instruction is one nanosecond, and waiting takes no time; one emulated processor. Results
-    /// repeat within a few thousandths, whatever else this machine does.
+    /// One instruction is one nanosecond, and waiting takes no time; one emulated processor.
+    /// Results repeat within a few thousandths, whatever else this machine does.
     Instructions,
 }
 
@@ -167,7 +171,7 @@ impl EmulatedHost {
     fn qemu(&self, folder: &Path, job: &Job<'_>) -> Result<Command> {
         let path = |name: &str| folder.join(name).display().to_string();
         let append = format!(
-            "console=ttyS0 panic=-1 mitigations=off quiet testbed.script={}",
+            "console=ttyS0 panic=-1 mitigations=off quiet {SCRIPT_PARAMETER}{}",
             path("script")
         );
         let processors: &[&str] = match self.clock {
@@ -216,6 +220,11 @@ pub fn is_needed() -> bool {
         .is_some_and(|line| line.split(' ').any(|flag| flag == "svm" || flag == "vmx"));
     let opens = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     !(virtualises && opens)
+}
+
+/// Whether this process runs in an emulated host.
+pub fn is_inside() -> bool {
+    fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.contains(SCRIPT_PARAMETER))
 }
 
 /// The script that runs in the emulated host as its first process. The job's terminal is the virtio
@@ -295,7 +304,7 @@ impl FileServer {
     fn start(folder: &Path) -> Result<Self> {
         let socket = folder.join("fs.socket");
         let log = File::create(folder.join("virtiofsd.log"))?;
-        let mut command = tool::command(Program::Virtiofsd.name());
+        let mut command = virtiofsd();
         command.arg(format!("--socket-path={}", socket.display()));
         if is_own_project() {
             command.args(["--shared-dir=/", "--sandbox=chroot", "--cache=auto"]);
@@ -315,6 +324,17 @@ impl FileServer {
         }
         Ok(Self { _process: process })
     }
+}
+
+/// Virtiofsd wants to be root, if only in a user namespace where this user is.
+fn virtiofsd() -> Command {
+    if geteuid().is_root() {
+        return tool::command(Program::Virtiofsd.name());
+    }
+    let mut command = tool::command("unshare");
+    command.arg("--map-root-user");
+    command.arg(tool::find(Program::Virtiofsd.name()).unwrap_or_default());
+    command
 }
 
 /// QEMU's own virtiofsd takes other arguments than its successor.

@@ -31,6 +31,7 @@ const TINY_COMMAND_LINE: &str = "console=hvc0 loglevel=4";
 pub struct Launch {
     command: Command,
     command_line: String,
+    patience: Duration,
 }
 
 /// A `nixvmm` that was started. Dropping it kills it.
@@ -39,12 +40,14 @@ pub struct Guest {
     console: Terminal,
     errors: Terminal,
     requests: u32,
+    patience: Duration,
 }
 
 impl Launch {
     /// `nixvmm` without arguments.
     pub fn bare(testbed: &Testbed) -> Self {
-        Self { command: Command::new(&testbed.program), command_line: String::new() }
+        let command = Command::new(&testbed.program);
+        Self { command, command_line: String::new(), patience: PATIENCE }
     }
 
     /// The tiny guest on `kernel`.
@@ -60,6 +63,7 @@ impl Launch {
         launch.command.arg("--kernel").arg(&testbed.bzimage);
         launch.command.arg("--initrd").arg(&testbed.nixos.initrd);
         launch.command.arg("--root").arg(store);
+        launch.patience = LONG_PATIENCE;
         launch.command_line(&testbed.nixos.command_line)
     }
 
@@ -91,6 +95,7 @@ impl Launch {
     /// # Errors
     /// When the program cannot be started.
     pub fn start(self) -> Result<Guest> {
+        let patience = self.patience;
         let mut command = self.into_command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().context("nixvmm cannot be started")?;
@@ -98,7 +103,7 @@ impl Launch {
         let errors = process.stderr.take().context("no standard error")?;
         let console = Terminal::new(output, process.stdin.take());
         let errors = Terminal::new(errors, None::<std::io::Sink>);
-        Ok(Guest { process, console, errors, requests: 0 })
+        Ok(Guest { process, console, errors, requests: 0, patience })
     }
 
     /// Starts it and waits for the agent on its standard streams.
@@ -150,7 +155,7 @@ impl Guest {
     /// # Errors
     /// When it does not come; the error has the end of the console.
     pub fn wait_for(&mut self, pattern: &str) -> Result<String> {
-        self.console.wait_for(pattern, LONG_PATIENCE).map_err(|error| self.explain(error))
+        self.console.wait_for(pattern, self.patience).map_err(|error| self.explain(error))
     }
 
     /// Runs a shell command of one line and returns its output.
@@ -205,7 +210,7 @@ impl Guest {
     /// # Errors
     /// When it does not end.
     pub fn end(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + LONG_PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             if let Some(status) = self.process.try_wait()? {
                 return Ok(status);
@@ -249,10 +254,10 @@ impl Guest {
 
     fn exchange(&mut self, command: &str) -> Result<(i32, String)> {
         self.tell(command)?;
-        self.console.wait_for(&format!("\nagent: done {} ", self.requests), PATIENCE)?;
-        let line = self.console.wait_for("\n", PATIENCE)?;
+        self.console.wait_for(&format!("\nagent: done {} ", self.requests), self.patience)?;
+        let line = self.console.wait_for("\n", self.patience)?;
         let (status, length) = line.trim().split_once(' ').context("half an answer")?;
-        let output = self.console.wait_for_bytes(length.parse()?, PATIENCE)?;
+        let output = self.console.wait_for_bytes(length.parse()?, self.patience)?;
         Ok((status.parse()?, String::from_utf8_lossy(&output).into_owned()))
     }
 }

@@ -1,7 +1,7 @@
 //! From a fresh Debian machine with Rust to the login prompt of a NixOS-shaped guest: `cargo demo`.
 //!
-//! With `--until-login` nobody needs to type: it ends with success once the guest asked for a login,
-//! was told to power off, and did.
+//! With `--until-login` nobody needs to type: it ends with success once the guest asked for a
+//! login, was told to power off, and did.
 
 use std::env;
 use std::io::{self, Read, Sink, Write};

@@ -1,0 +1,58 @@
+//! How large may a machine be? Processors and memory of every size that behaves differently.
+
+use anyhow::{Context, Result, ensure};
+use tests::guest::{Guest, Launch};
+use tests::testbed::Testbed;
+
+use crate::GuestTest;
+
+pub(crate) const TESTS: &[GuestTest] = &[
+    ("machine::one_processor_and_128_mib", |testbed| has(testbed, 1, "128M", 128)),
+    ("machine::two_processors_and_exactly_2_gib", |testbed| has(testbed, 2, "2G", 2048)),
+    ("machine::four_processors_and_3_gib_and_1_mib", |testbed| has(testbed, 4, "3073M", 3073)),
+    ("machine::one_processor_and_5_gib", |testbed| has(testbed, 1, "5G", 5120)),
+];
+
+/// What a kernel keeps for itself before it counts, in MiB: its image, page structures, initramfs.
+const RESERVED_MAX: u64 = 190;
+
+fn has(testbed: &Testbed, processors: u32, memory: &str, mebibytes: u64) -> Result<()> {
+    let count = processors.to_string();
+    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+        .arguments(["--cpus", count.as_str(), "--memory", memory])
+        .boot()?;
+    check_processors(&mut guest, processors)?;
+    check_memory(&mut guest, mebibytes)?;
+    guest.power_off()
+}
+
+/// All processors are online, and Linux thinks that they are cores of one socket.
+fn check_processors(guest: &mut Guest, processors: u32) -> Result<()> {
+    let online = guest.run("nproc")?;
+    ensure!(online.trim() == processors.to_string(), "{processors} processors, online: {online}");
+    let topology = "cat /sys/devices/system/cpu/cpu*/topology/physical_package_id | sort -u";
+    let sockets = guest.run(topology)?;
+    ensure!(sockets.lines().count() == 1, "{processors} processors in sockets {sockets:?}");
+    let cores = guest.run("cat /sys/devices/system/cpu/cpu*/topology/core_id | sort -u")?;
+    ensure!(cores.lines().count() == processors as usize, "cores: {cores:?}");
+    let busy =
+        "for p in $(seq 0 $(($(nproc) - 1))); do taskset -c $p sha256sum /init || exit 1; done";
+    let sums = guest.run(busy)?;
+    ensure!(sums.lines().count() == processors as usize, "not every processor works:\n{sums}");
+    Ok(())
+}
+
+/// The memory is there, and what lies above 4 GiB can be written and read back.
+fn check_memory(guest: &mut Guest, mebibytes: u64) -> Result<()> {
+    let total = guest.run("awk '/MemTotal/ { print $2 }' /proc/meminfo")?;
+    let total = total.trim().parse::<u64>().context("MemTotal")? / 1024;
+    let expected = mebibytes.saturating_sub(RESERVED_MAX)..=mebibytes;
+    ensure!(expected.contains(&total), "{total} MiB of {mebibytes} are usable");
+
+    let tail = "dmesg | grep -c 'BIOS-e820: .*usable'";
+    let ranges = guest.run(tail)?.trim().parse::<u32>()?;
+    ensure!(ranges >= 2, "the memory map has {ranges} usable ranges");
+    let pattern = "mount -t tmpfs -o size=32m memory /mnt && yes nixvmm | head -c 16000000 > \
+                   /mnt/a && cp /mnt/a /mnt/b && cmp /mnt/a /mnt/b";
+    guest.run(pattern).map(drop)
+}

@@ -30,7 +30,9 @@ pub const PAGE_TABLES: u64 = 0x9000;
 /// Kernel command line.
 pub const COMMAND_LINE: Range<u64> = 0x2_0000..0x3_0000;
 /// ACPI tables (RSDP first) and SMBIOS tables: the BIOS area that kernels scan and never allocate from.
-pub const FIRMWARE_TABLES: Range<u64> = 0xE_0000..0x10_0000;
+pub const FIRMWARE_TABLES: Range<u64> = 0xE_0000..RESET_VECTOR;
+/// Where a processor in real mode starts after a reset (F000:FFF0): the last 16 bytes of the BIOS area.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// End of conventional memory; from here to 1 MiB is reserved in the memory map.
 pub const CONVENTIONAL_MEMORY_END: u64 = 0x9_FC00;
 /// Where RAM for kernels starts.

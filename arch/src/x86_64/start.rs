@@ -2,9 +2,10 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
-use super::layout::{GDT_START, PAGE_SIZE, PAGE_TABLES};
+use super::layout::{GDT_START, PAGE_SIZE, PAGE_TABLES, RESET_VECTOR};
 use crate::entry::{Entry, EntryMode};
 use crate::memory::{GuestAddress, GuestMemory, NotRam};
+use crate::platform::Power;
 
 // The selectors that the Linux boot protocol prescribes.
 const CODE_SELECTOR: u16 = 0x10;
@@ -38,6 +39,23 @@ pub fn write_tables(memory: GuestMemory, mode: EntryMode) -> Result<(), NotRam> 
         EntryMode::Long64 => write_page_tables(memory),
         EntryMode::Protected32 => Ok(()),
     }
+}
+
+/// Writes the code that runs when a guest resets itself by a jump to the firmware: it uses the reset
+/// register.
+///
+/// Linux with EFI support does so on hardware-reduced platforms, where it expects EFI to reset the
+/// machine and has only the BIOS to fall back to.
+pub fn write_reset_vector(memory: GuestMemory, power: &Power) -> Result<(), NotRam> {
+    let [port_low, port_high] = power.reset_port.to_le_bytes();
+    let code = [
+        [0xBA, port_low, port_high].as_slice(), // mov dx, port
+        &[0xB0, power.reset_value],             // mov al, value
+        &[0xEE],                                // out dx, al
+        &[0xF4, 0xEB, 0xFD],                    // hlt, for ever
+    ]
+    .concat();
+    memory.write_bytes(GuestAddress(RESET_VECTOR), &code)
 }
 
 /// The general registers of the first processor.
@@ -188,6 +206,21 @@ mod test {
         assert_eq!((system.cs.l, system.cs.db, system.cs.limit), (0, 1, u32::MAX));
         assert_eq!((system.tr.type_, system.tr.limit, system.tr.s), (0xB, 0x67, 0));
         assert_eq!((system.cr0 & CR0_PAGING, system.cr4, system.efer), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_reset_vector_fits_below_the_first_mebibyte_and_names_the_reset_register() {
+        let memory = memory();
+        let power = Power {
+            sleep_control_port: 0x600,
+            sleep_status_port: 0x601,
+            reset_port: 0x602,
+            reset_value: 7,
+            button_interrupt: 9,
+        };
+        write_reset_vector(memory, &power).unwrap();
+        let code: [u8; 9] = memory.read(GuestAddress(RESET_VECTOR)).unwrap();
+        assert_eq!(code[..6], [0xBA, 0x02, 0x06, 0xB0, 7, 0xEE]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The main thread's part while a guest runs: signals, the power button and the time that it is given.
 
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use devices::event::{EventSet, Handler, LoopHandle, Watch};
@@ -13,17 +15,23 @@ use crate::config::Config;
 use crate::run_state::{Ending, Endings};
 
 const SIGNAL: u32 = 0;
-const DEADLINE: u32 = 1;
+const PRESS: u32 = 1;
 const ENDING: u32 = 2;
+
+/// The power button is pressed again until the guest ends: one that is still booting does not hear the
+/// first press, and one that shuts down already ignores the others.
+const PRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Turns signals into power button presses and, when that does not help, into the hard end.
 pub(crate) struct Control {
     signals: Signals,
     endings: Endings,
     button: PowerButton,
-    deadline: TimerFd,
+    press_timer: TimerFd,
     shutdown_timeout: Duration,
-    asked_to_end: bool,
+    /// When the guest is ended whatever it does; `None` while nobody has asked it to end.
+    deadline: Option<Instant>,
+    end_requested: Arc<AtomicBool>,
     main_loop: LoopHandle,
 }
 
@@ -37,35 +45,52 @@ impl Control {
         main_loop: LoopHandle,
     ) -> Result<Self> {
         let shutdown_timeout = Duration::from_secs(config.shutdown_timeout.into());
-        let deadline = TimerFd::new().map_err(io::Error::from)?;
+        let press_timer = TimerFd::new().map_err(io::Error::from)?;
         Ok(Self {
             signals,
             endings,
             button,
-            deadline,
+            press_timer,
             shutdown_timeout,
-            asked_to_end: false,
+            deadline: None,
+            end_requested: Arc::default(),
             main_loop,
         })
     }
 
+    /// Whether somebody has asked the guest to end.
+    pub(crate) fn end_requested(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.end_requested)
+    }
+
     fn ask_to_end(&mut self) {
-        if self.asked_to_end || self.shutdown_timeout.is_zero() {
+        if self.deadline.is_some() || self.shutdown_timeout.is_zero() {
             return self.endings.report(Ending::Killed);
         }
-        self.asked_to_end = true;
         log::info!("the power button is pressed; a second signal ends the guest at once");
+        self.deadline = Instant::now().checked_add(self.shutdown_timeout);
+        self.end_requested.store(true, Ordering::Relaxed);
         self.button.press();
-        if self.deadline.reset(self.shutdown_timeout, None).is_err() {
+        if self.press_timer.reset(PRESS_INTERVAL, Some(PRESS_INTERVAL)).is_err() {
             self.endings.report(Ending::Killed);
         }
+    }
+
+    fn press_again(&mut self) {
+        // The timer is ready, so this does not wait.
+        let _ = self.press_timer.wait();
+        if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+            log::warn!("the guest did not power off in time");
+            return self.endings.report(Ending::Killed);
+        }
+        self.button.press();
     }
 }
 
 impl Handler for Control {
     fn start(&mut self, watch: &mut Watch<'_, '_>) -> io::Result<()> {
         watch.add(&self.signals, SIGNAL, EventSet::IN)?;
-        watch.add(&self.deadline, DEADLINE, EventSet::IN)?;
+        watch.add(&self.press_timer, PRESS, EventSet::IN)?;
         watch.add(self.endings.reported(), ENDING, EventSet::IN)
     }
 
@@ -76,11 +101,7 @@ impl Handler for Control {
                     self.ask_to_end();
                 }
             }
-            DEADLINE => {
-                let _ = self.deadline.wait();
-                log::warn!("the guest did not power off in time");
-                self.endings.report(Ending::Killed);
-            }
+            PRESS => self.press_again(),
             _ => self.main_loop.stop(),
         }
     }

@@ -39,7 +39,7 @@ pub(crate) struct Devices {
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
     // Dropped after the devices, whose workers run on them.
-    _worker_threads: Vec<LoopThread>,
+    worker_threads: Vec<LoopThread>,
 }
 
 /// What devices are built from and into.
@@ -70,13 +70,12 @@ impl Devices {
             mmio_transports: Vec::new(),
             pci_transports: Vec::new(),
             pci_host: None,
-            _worker_threads: Vec::new(),
+            worker_threads: Vec::new(),
         };
         devices.add_power(&mut buses, &site)?;
         add_panic_port(&mut buses, site.endings)?;
         devices.add_serial(&mut buses, &mut site)?;
-        let (virtio_devices, worker_threads) = virtio_devices(&mut site)?;
-        devices._worker_threads = worker_threads;
+        let virtio_devices = virtio_devices(&mut site, &mut devices.worker_threads)?;
         match site.config.transport {
             Transport::Pci => devices.add_pci(virtio_devices, &mut buses, &mut site)?,
             Transport::Mmio => devices.add_mmio(virtio_devices, &mut buses, &mut site)?,
@@ -187,10 +186,12 @@ fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
     Ok(buses.ports.insert(first..first + 1, Arc::new(Mutex::new(port)))?)
 }
 
-/// Virtio devices in the order in which the guest finds them, and the threads of their workers.
-fn virtio_devices(site: &mut Site<'_>) -> Result<(Vec<Box<dyn VirtioDevice>>, Vec<LoopThread>)> {
+/// Virtio devices in the order in which the guest finds them; `threads` are those of their workers.
+fn virtio_devices(
+    site: &mut Site<'_>,
+    threads: &mut Vec<LoopThread>,
+) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    let mut threads = Vec::new();
     for (index, disk) in site.config.disks.iter().enumerate() {
         let sandbox = site.sandbox.clone();
         let thread = LoopThread::spawn(&format!("disk{index}"), move || {
@@ -205,7 +206,7 @@ fn virtio_devices(site: &mut Site<'_>) -> Result<(Vec<Box<dyn VirtioDevice>>, Ve
     if site.config.rng {
         devices.push(Box::new(Entropy::new(site.main_loop.handle())));
     }
-    Ok((devices, threads))
+    Ok(devices)
 }
 
 /// A disk with a queue for each processor.

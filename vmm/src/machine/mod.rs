@@ -6,6 +6,7 @@ mod devices;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::devices::event::{EventLoop, Registration};
 use ::devices::host::signals::{END_REQUESTS, Signals};
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use arch::entry::Entry;
 use arch::memory::{Backing, GuestMemory, HugePages};
 use arch::platform::Platform;
+use arch::target::start;
 use boot::{EntryProtocol, Source};
 
 use self::control::Control;
@@ -38,6 +40,7 @@ pub(crate) struct Machine {
     shared: Arc<Shared>,
     threads: VcpuThreads,
     timing: Timing,
+    end_requested: Arc<AtomicBool>,
     _control: Registration,
 }
 
@@ -95,6 +98,7 @@ impl Machine {
             VcpuThreads::spawn(config.cpus, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
         let button = devices.power_button();
         let control = Control::new(signals, endings, button, &config, event_loop.handle())?;
+        let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
         timing.end_step("processor threads");
 
@@ -114,6 +118,7 @@ impl Machine {
             shared,
             threads,
             timing,
+            end_requested,
             _control: control,
         })
     }
@@ -142,6 +147,7 @@ impl Machine {
     /// Loads the guest into memory that reads as zeros, and lets the processors go.
     fn start(&mut self) -> Result<()> {
         let entry = self.images.load(&self.config, self.memory, &self.platform)?;
+        start::write_reset_vector(self.memory, &self.platform.power)?;
         let processors = self.vm.create_processors(self.platform.processors, entry)?;
         self.threads.start(processors)
     }
@@ -160,6 +166,8 @@ impl Machine {
         self.event_loop.run_ready()?;
         self.memory.discard().context("cannot clear the guest's memory")?;
         self.vm.renew()?;
+        // What else the old run ended with is over with it.
+        self.shared.endings.take();
         self.start()
     }
 
@@ -167,6 +175,8 @@ impl Machine {
     fn outcome(&self, ending: Ending) -> Option<Result<Exit>> {
         match ending {
             Ending::PowerOff => Some(Ok(Exit::PowerOff)),
+            // Who was asked to power off and resets itself has ended, too.
+            Ending::Reset if self.end_requested.load(Ordering::Relaxed) => Some(Ok(Exit::PowerOff)),
             Ending::Reset if self.config.on_reboot == OnReboot::Restart => None,
             Ending::Reset => Some(Ok(Exit::Reboot)),
             Ending::Panic => Some(Ok(Exit::Panic)),

@@ -22,7 +22,7 @@ use devices::virtio::transport::Doorbell;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, Msrs,
     kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_msi, kvm_userspace_memory_region,
+    kvm_irq_routing_msi, kvm_userspace_memory_region, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_allocator::IdAllocator;
@@ -305,6 +305,9 @@ fn create_machine(kvm: &Kvm, memory: GuestMemory) -> Result<VmFd> {
 
 fn set_up_processor(vcpu: &VcpuFd, leaves: &[kvm_cpuid_entry2]) -> Result<()> {
     vcpu.set_cpuid2(&CpuId::from_entries(leaves)?).context("KVM_SET_CPUID2")?;
+    if let Some(states) = cpuid::first_states(leaves) {
+        set_states(vcpu, states).context("KVM_SET_XCRS")?;
+    }
     let registers = msr::boot_registers();
     let written = vcpu.set_msrs(&Msrs::from_entries(&registers)?).context("KVM_SET_MSRS")?;
     if let Some(refused) = registers.get(written) {
@@ -313,6 +316,13 @@ fn set_up_processor(vcpu: &VcpuFd, leaves: &[kvm_cpuid_entry2]) -> Result<()> {
     let mut apic = vcpu.get_lapic().context("KVM_GET_LAPIC")?;
     irqchip::set_local_pins(&mut apic);
     vcpu.set_lapic(&apic).context("KVM_SET_LAPIC")
+}
+
+fn set_states(vcpu: &VcpuFd, states: u64) -> Result<(), kvm_ioctls::Error> {
+    let mut registers = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    // The first entry is XCR0, whose number is 0.
+    registers.xcrs[0].value = states;
+    vcpu.set_xcrs(&registers)
 }
 
 fn set_first_instruction(vcpu: &VcpuFd, entry: Entry) -> Result<()> {

@@ -11,6 +11,7 @@ use crate::platform::Processors;
 const FEATURES: u32 = 1;
 const CACHES_INTEL: u32 = 4;
 const TOPOLOGY: u32 = 0xB;
+const EXTENDED_STATES: u32 = 0xD;
 const CRYSTAL_FREQUENCY: u32 = 0x15;
 const PROCESSOR_FREQUENCY: u32 = 0x16;
 const TOPOLOGY_V2: u32 = 0x1F;
@@ -98,6 +99,16 @@ pub fn set_apic_id(leaves: &mut [kvm_cpuid_entry2], apic_id: u32) {
 /// Number of guest-physical address bits that the leaves announce.
 pub fn address_bits(leaves: &[kvm_cpuid_entry2]) -> u8 {
     find(leaves, ADDRESS_SIZES).map_or(ADDRESS_BITS_DEFAULT, |entry| entry.eax.to_le_bytes()[0])
+}
+
+/// The processor states that XCR0 enables at start: x87, SSE and AVX, those of them that there are.
+///
+/// A real processor starts with x87 only and leaves the rest to the kernel, which enables all it knows
+/// before it looks at their sizes. An emulated host does not tell KVM when its guest does so, and KVM
+/// would take it back at each exit.
+pub fn first_states(leaves: &[kvm_cpuid_entry2]) -> Option<u64> {
+    const X87_SSE_AVX: u32 = 0b111;
+    find(leaves, EXTENDED_STATES).map(|entry| u64::from(entry.eax & X87_SSE_AVX))
 }
 
 /// How the APIC ids of one socket are made: `core_bits` bits of core number, no bits of thread number.
@@ -296,6 +307,13 @@ mod test {
         let leaves = guest_leaves(&intel_host(), Processors { count: 1 }, clock);
         assert!(find(&leaves, CRYSTAL_FREQUENCY).is_none());
         assert_eq!(find(&leaves, FEATURES).unwrap().ecx & 1 << 24, 0);
+    }
+
+    #[test]
+    fn states_that_the_host_lacks_are_not_enabled() {
+        assert_eq!(first_states(&[leaf(EXTENDED_STATES, [0x2E7, 0, 0, 0])]), Some(7));
+        assert_eq!(first_states(&[leaf(EXTENDED_STATES, [3, 0, 0, 0])]), Some(3));
+        assert_eq!(first_states(&[]), None);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub(super) const KVM_GET_LAPIC: u32 = read::<kvm_lapic_state>(KVM, 0x8e);
 pub(super) const KVM_SET_LAPIC: u32 = write::<kvm_lapic_state>(KVM, 0x8f);
 pub(super) const KVM_SET_CPUID2: u32 = write::<kvm_cpuid2>(KVM, 0x90);
 pub(super) const KVM_SET_MP_STATE: u32 = write::<kvm_mp_state>(KVM, 0x99);
+pub(super) const KVM_SET_XCRS: u32 = write::<kvm_xcrs>(KVM, 0xa7);
 pub(super) const KVM_GET_TSC_KHZ: u32 = none(KVM, 0xa3);
 
 // Of a block device (linux/fs.h).

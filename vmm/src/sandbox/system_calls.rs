@@ -184,6 +184,7 @@ const MAIN: &[Call] = &[
             When::Request(KVM_SET_SREGS),
             When::Request(KVM_SET_TSS_ADDR),
             When::Request(KVM_SET_USER_MEMORY_REGION),
+            When::Request(KVM_SET_XCRS),
             When::Request(KVM_SIGNAL_MSI),
             When::Request(TCGETS),
             When::Request(TCGETS2),

@@ -9,11 +9,13 @@ use zerocopy::{FromBytes, IntoBytes};
 #[derive(Debug, Default)]
 pub struct Chain {
     pub(super) head: u16,
+    /// One place for each descriptor of the queue; the chain has the first `len` of them.
     pub(super) slices: Vec<GuestSlice>,
+    pub(super) len: usize,
     /// Number of slices that the device reads; the others it writes.
     pub(super) readable: usize,
     /// Readable slices that are taken already.
-    taken: usize,
+    pub(super) taken: usize,
 }
 
 impl Chain {
@@ -28,13 +30,15 @@ impl Chain {
     }
 
     /// What is left of the buffers that the device reads.
+    #[inline]
     pub fn readable(&self) -> &[GuestSlice] {
         self.slices.get(self.taken..self.readable).unwrap_or_default()
     }
 
     /// What is left of the buffers that the device writes.
+    #[inline]
     pub fn writable(&self) -> &[GuestSlice] {
-        self.slices.get(self.readable..).unwrap_or_default()
+        self.slices.get(self.readable..self.len).unwrap_or_default()
     }
 
     /// Bytes left to read.
@@ -50,7 +54,15 @@ impl Chain {
     /// Takes a value from the front of the readable bytes, however they are split.
     ///
     /// `None` when there are not enough; what there was is taken then.
+    #[inline]
     pub fn take<T: FromBytes + IntoBytes>(&mut self) -> Option<T> {
+        // Drivers put a header into a buffer of its own.
+        if let Some(first) = self.readable().first().copied()
+            && first.len() == size_of::<T>()
+        {
+            self.taken += 1;
+            return first.read(0);
+        }
         let mut value = T::new_zeroed();
         let bytes = value.as_mut_bytes();
         (self.take_bytes(bytes) == bytes.len()).then_some(value)
@@ -77,13 +89,12 @@ impl Chain {
 
     /// Splits the last writable byte off, where requests have their status.
     pub fn split_off_status(&mut self) -> Option<GuestSlice> {
-        if self.slices.len() <= self.readable {
-            return None;
-        }
-        let last = self.slices.pop()?;
-        let (rest, status) = last.split_at(last.len().checked_sub(1)?)?;
-        if rest.len() > 0 {
-            self.slices.push(rest);
+        let last = self.len.checked_sub(1).filter(|last| *last >= self.readable)?;
+        let slice = self.slices.get_mut(last)?;
+        let (rest, status) = slice.split_at(slice.len().checked_sub(1)?)?;
+        *slice = rest;
+        if rest.len() == 0 {
+            self.len = last;
         }
         Some(status)
     }
@@ -95,11 +106,5 @@ impl Chain {
             done += slice.copy_from(bytes.get(done..).unwrap_or_default());
         }
         done
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.slices.clear();
-        self.readable = 0;
-        self.taken = 0;
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use arch::memory::{GuestAddress, GuestMemory, GuestSlice, NotRam};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{Immutable, IntoBytes};
 
 use super::chain::Chain;
 use super::device::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, QueueSetup};
@@ -22,7 +22,7 @@ const DESC_WRITE: u16 = 2;
 const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
-const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
+const DESCRIPTOR_SIZE: usize = 16;
 const AVAIL_INDEX: usize = 2;
 const AVAIL_RING: usize = 4;
 const USED_INDEX: usize = 2;
@@ -69,7 +69,7 @@ pub enum QueueError {
     },
     /// A descriptor index is outside its table.
     #[error("descriptor {0} is outside its table")]
-    DescriptorIndex(u32),
+    DescriptorIndex(u16),
     /// A head was made available again before the device used it.
     #[error("descriptor {0} is in flight already")]
     InFlight(u16),
@@ -101,9 +101,17 @@ pub struct Queue {
     in_flight: Vec<u64>,
     event_index: bool,
     indirect: bool,
-    memory: GuestMemory,
+    windows: Vec<Window>,
     doorbell: Event,
     interrupt: Interrupt,
+}
+
+/// A range of RAM that holds buffers. There are one or two, which are tried in turn: no search is as
+/// fast.
+#[derive(Clone, Copy)]
+struct Window {
+    start: u64,
+    slice: GuestSlice,
 }
 
 /// One of the two index rings: its bytes, its index, and the event field behind its entries.
@@ -114,8 +122,8 @@ struct Ring {
     event: &'static AtomicU16,
 }
 
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C)]
+/// A descriptor; in memory it has this order and no padding.
+#[derive(Clone, Copy)]
 struct Descriptor {
     address: u64,
     len: u32,
@@ -153,7 +161,7 @@ impl Queue {
             in_flight: vec![0; entries.div_ceil(64)],
             event_index: features & FEATURE_EVENT_IDX != 0,
             indirect: features & FEATURE_INDIRECT_DESC != 0,
-            memory,
+            windows: windows(memory),
             doorbell,
             interrupt,
         })
@@ -176,6 +184,7 @@ impl Queue {
     }
 
     /// Fills `chain` with the next chain; `false` when there is none and the doorbell will ring.
+    #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         if self.next_available == self.known_available && !self.look_for_more()? {
             return Ok(false);
@@ -186,6 +195,7 @@ impl Queue {
         }
         let slot = usize::from(self.next_available & (self.size - 1));
         let head: u16 = self.available.bytes.read(AVAIL_RING + 2 * slot).unwrap_or(u16::MAX);
+        let head = u16::from_le(head);
         self.mark_in_flight(head)?;
         self.walk(head, chain)?;
         self.next_available = self.next_available.wrapping_add(1);
@@ -194,9 +204,10 @@ impl Queue {
     }
 
     /// Gives the chain at `head` back, with `written` bytes written to it.
+    #[inline]
     pub fn complete(&mut self, head: u16, written: u32) {
         let slot = usize::from(self.next_used & (self.size - 1));
-        let element = UsedElement { head: u32::from(head), written };
+        let element = UsedElement { head: u32::from(head).to_le(), written: written.to_le() };
         self.used.bytes.write(USED_RING + slot * USED_ELEMENT_SIZE, &element);
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(word) = self.in_flight.get_mut(usize::from(head) / 64) {
@@ -248,12 +259,10 @@ impl Queue {
         Ok(index != self.next_available)
     }
 
+    #[inline]
     fn mark_in_flight(&mut self, head: u16) -> Result<(), QueueError> {
-        if head >= self.size {
-            return Err(QueueError::DescriptorIndex(u32::from(head)));
-        }
-        let outside = QueueError::DescriptorIndex(u32::from(head));
-        let word = self.in_flight.get_mut(usize::from(head) / 64).ok_or(outside)?;
+        let word = self.in_flight.get_mut(usize::from(head) / 64);
+        let word = word.filter(|_| head < self.size).ok_or(QueueError::DescriptorIndex(head))?;
         let bit = 1 << (head % 64);
         if *word & bit != 0 {
             return Err(QueueError::InFlight(head));
@@ -263,62 +272,92 @@ impl Queue {
     }
 
     /// Follows a chain from `head`, reading each descriptor once.
+    ///
+    /// The chain's places bound the walk: every round fills one, except the one round that enters an
+    /// indirect table.
     fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
-        chain.clear();
-        chain.head = head;
+        if chain.slices.len() != usize::from(self.size) {
+            self.make_room(chain);
+        }
+        (chain.head, chain.len, chain.readable, chain.taken) = (head, 0, 0, 0);
+        let mut places = chain.slices.iter_mut();
         let mut table = self.descriptors;
-        let mut table_len = u32::from(self.size);
-        let mut index = u32::from(head);
+        let mut index = head;
         let mut in_indirect = false;
-        // One more for the indirect descriptor itself, which is no buffer.
-        for _ in 0..=self.size {
-            let descriptor = read_descriptor(table, table_len, index)?;
-            if descriptor.flags & DESC_INDIRECT != 0 {
-                if in_indirect {
-                    return Err(QueueError::Indirect("a table inside a table"));
-                }
-                (table, table_len) = self.enter_indirect(descriptor)?;
+        let mut readable = 0;
+        let mut is_order_final = false;
+        loop {
+            let Some(Descriptor { address, len, flags, next }) = read_descriptor(table, index)
+            else {
+                return Err(QueueError::DescriptorIndex(index));
+            };
+            if flags & DESC_INDIRECT != 0 {
+                table = self.enter_indirect(address, len, flags, in_indirect)?;
                 in_indirect = true;
                 index = 0;
                 continue;
             }
-            self.push(descriptor, chain)?;
-            if descriptor.flags & DESC_NEXT == 0 {
+            let Some(place) = places.next() else {
+                return Err(QueueError::ChainLength);
+            };
+            let Some(slice) = self.resolve(address, len) else {
+                return Err(not_ram(address, len));
+            };
+            *place = slice;
+            if flags & DESC_WRITE != 0 {
+                is_order_final = true;
+            } else if is_order_final {
+                return Err(QueueError::Order);
+            } else {
+                readable += 1;
+            }
+            if flags & DESC_NEXT == 0 {
+                chain.len = usize::from(self.size) - places.len();
+                chain.readable = readable;
                 return Ok(());
             }
-            index = u32::from(descriptor.next);
+            index = next;
         }
-        Err(QueueError::ChainLength)
     }
 
-    fn enter_indirect(&self, descriptor: Descriptor) -> Result<(GuestSlice, u32), QueueError> {
-        let len = usize::try_from(descriptor.len).unwrap_or(usize::MAX);
+    #[inline(never)]
+    fn enter_indirect(
+        &self,
+        address: u64,
+        len: u32,
+        flags: u16,
+        in_indirect: bool,
+    ) -> Result<GuestSlice, QueueError> {
+        if in_indirect {
+            return Err(QueueError::Indirect("a table inside a table"));
+        }
         if !self.indirect {
             return Err(QueueError::Indirect("the feature was not negotiated"));
         }
-        if descriptor.flags & DESC_NEXT != 0 {
+        if flags & DESC_NEXT != 0 {
             return Err(QueueError::Indirect("a table with a descriptor after it"));
         }
-        if len == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
+        if len == 0 || !host_len(len).is_multiple_of(DESCRIPTOR_SIZE) {
             return Err(QueueError::Indirect("length is not a number of descriptors"));
         }
-        let table = self.memory.slice(GuestAddress(descriptor.address), len)?;
-        Ok((table, descriptor.len / 16))
+        self.resolve(address, len).ok_or_else(|| not_ram(address, len))
     }
 
-    fn push(&self, descriptor: Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
-        if chain.slices.len() >= usize::from(self.size) {
-            return Err(QueueError::ChainLength);
-        }
-        let len = usize::try_from(descriptor.len).unwrap_or(usize::MAX);
-        let writable = descriptor.flags & DESC_WRITE != 0;
-        if !writable && chain.slices.len() > chain.readable {
-            return Err(QueueError::Order);
-        }
-        let slice = self.memory.slice(GuestAddress(descriptor.address), len)?;
-        chain.slices.push(slice);
-        chain.readable += usize::from(!writable);
-        Ok(())
+    /// The host's view of a buffer.
+    #[inline]
+    fn resolve(&self, address: u64, len: u32) -> Option<GuestSlice> {
+        self.windows.iter().find_map(|window| {
+            let offset = usize::try_from(address.wrapping_sub(window.start)).ok()?;
+            window.slice.sub_slice(offset, host_len(len))
+        })
+    }
+
+    /// Gives a chain as many places as the queue has descriptors.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&self, chain: &mut Chain) {
+        chain.slices.clear();
+        chain.slices.resize(usize::from(self.size), self.descriptors);
     }
 }
 
@@ -347,17 +386,31 @@ fn aligned(address: u64, alignment: u64) -> Result<GuestAddress, QueueError> {
     }
 }
 
-fn read_descriptor(table: GuestSlice, len: u32, index: u32) -> Result<Descriptor, QueueError> {
-    let outside = QueueError::DescriptorIndex(index);
-    if index >= len {
-        return Err(outside);
-    }
-    let position = usize::try_from(index).map_err(|_| outside)?;
-    let descriptor: Descriptor = table.read(position * DESCRIPTOR_SIZE).ok_or(outside)?;
-    Ok(Descriptor {
-        address: u64::from_le(descriptor.address),
-        len: u32::from_le(descriptor.len),
-        flags: u16::from_le(descriptor.flags),
-        next: u16::from_le(descriptor.next),
+fn windows(memory: GuestMemory) -> Vec<Window> {
+    let regions = memory.regions();
+    regions.map(|region| Window { start: region.start.0, slice: region.slice }).collect()
+}
+
+/// Reads a descriptor, both halves once; `None` when it is outside the table.
+#[inline]
+fn read_descriptor(table: GuestSlice, index: u16) -> Option<Descriptor> {
+    let [address, rest]: [u64; 2] = table.read(usize::from(index) * DESCRIPTOR_SIZE)?;
+    let [a, b, c, d, e, f, g, h] = rest.to_ne_bytes();
+    Some(Descriptor {
+        address: u64::from_le(address),
+        len: u32::from_le_bytes([a, b, c, d]),
+        flags: u16::from_le_bytes([e, f]),
+        next: u16::from_le_bytes([g, h]),
     })
+}
+
+#[cold]
+fn not_ram(address: u64, len: u32) -> QueueError {
+    NotRam { address: GuestAddress(address), len: host_len(len) }.into()
+}
+
+/// A length in bytes as the host counts them; a host has 64 bits.
+#[inline]
+fn host_len(len: u32) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
 }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
 
 use libc::c_int;
-use rustix::process::getpgrp;
+use rustix::process::{Pid, getpgrp};
 use rustix::stdio::stdin;
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp,
@@ -20,6 +20,8 @@ const ENDING: [c_int; 5] =
 struct Modes {
     before: Termios,
     raw: Termios,
+    /// The process group, which a shell sets before the program starts.
+    group: Pid,
 }
 
 static MODES: OnceLock<Modes> = OnceLock::new();
@@ -39,7 +41,7 @@ impl RawTerminal {
         }
         let before = tcgetattr(stdin())?;
         let raw = raw(before.clone());
-        let modes = MODES.get_or_init(|| Modes { before, raw });
+        let modes = MODES.get_or_init(|| Modes { before, raw, group: getpgrp() });
         restore_at_every_end()?;
         tcsetattr(stdin(), OptionalActions::Now, &modes.raw)?;
         Ok(Some(Self(())))
@@ -129,7 +131,7 @@ extern "C" fn stop(_signal: c_int) {
 /// In the background the terminal is another's; the shell sends this signal again when it is ours.
 extern "C" fn go_on(_signal: c_int) {
     if let Some(modes) = MODES.get()
-        && tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp())
+        && tcgetpgrp(stdin()).is_ok_and(|group| group == modes.group)
     {
         let _ = tcsetattr(stdin(), OptionalActions::Now, &modes.raw);
     }
@@ -139,3 +141,6 @@ fn raise(signal: c_int) {
     // SAFETY: raise(3) is async-signal-safe and takes any number.
     unsafe { libc::raise(signal) };
 }
+
+#[cfg(test)]
+mod test;

@@ -1,6 +1,7 @@
 //! The back of a device and the one run loop in which every fault of a guest ends.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::device::NeedsReset;
 use super::queue::{Queue, QueueError};
@@ -48,32 +49,33 @@ pub trait Worker: Send {
 }
 
 /// The files of a worker, apart from the doorbells.
-pub struct WorkerWatch<'a, 'b, 'c>(&'a mut Watch<'b, 'c>);
+pub struct WorkerWatch<'a, 'b, 'c> {
+    watch: &'a mut Watch<'b, 'c>,
+    files: &'a mut Vec<RawFd>,
+}
 
 impl WorkerWatch<'_, '_, '_> {
     /// Watches a file; each file once.
-    pub fn add(
-        &mut self,
-        file: &impl std::os::fd::AsRawFd,
-        token: u32,
-        interest: EventSet,
-    ) -> io::Result<()> {
-        self.0.add(file, token.saturating_add(OWN_TOKENS), interest)
+    pub fn add(&mut self, file: &impl AsRawFd, token: u32, interest: EventSet) -> io::Result<()> {
+        self.watch.add(file, token.saturating_add(OWN_TOKENS), interest)?;
+        self.files.push(file.as_raw_fd());
+        Ok(())
     }
 
     /// Changes what a watched file is watched for.
     pub fn modify(
         &mut self,
-        file: &impl std::os::fd::AsRawFd,
+        file: &impl AsRawFd,
         token: u32,
         interest: EventSet,
     ) -> io::Result<()> {
-        self.0.modify(file, token.saturating_add(OWN_TOKENS), interest)
+        self.watch.modify(file, token.saturating_add(OWN_TOKENS), interest)
     }
 
     /// Watches a file no more; it must still be open.
-    pub fn remove(&mut self, file: &impl std::os::fd::AsRawFd) -> io::Result<()> {
-        self.0.remove(file)
+    pub fn remove(&mut self, file: &impl AsRawFd) -> io::Result<()> {
+        self.files.retain(|other| *other != file.as_raw_fd());
+        self.watch.remove(file)
     }
 }
 
@@ -84,12 +86,15 @@ pub fn start(
     home: &LoopHandle,
     needs_reset: NeedsReset,
 ) -> io::Result<Registration> {
-    home.add(Box::new(Running { name: name.to_owned(), worker, needs_reset, faulty: false }))
+    let files = Vec::new();
+    home.add(Box::new(Running { name: name.to_owned(), worker, files, needs_reset, faulty: false }))
 }
 
 struct Running<W> {
     name: String,
     worker: W,
+    /// What the worker watches apart from the doorbells.
+    files: Vec<RawFd>,
     needs_reset: NeedsReset,
     faulty: bool,
 }
@@ -101,13 +106,16 @@ impl<W: Worker> Handler for Running<W> {
             // The driver may have made buffers available before the doorbell was watched.
             queue.doorbell().signal();
         }
-        self.worker.watch(&mut WorkerWatch(watch))
+        self.worker.watch(&mut WorkerWatch { watch, files: &mut self.files })
     }
 
     fn ready(&mut self, token: u32, readiness: EventSet, watch: &mut Watch<'_, '_>) {
         let outcome = match token.checked_sub(OWN_TOKENS) {
             Some(_) if self.faulty => Ok(()),
-            Some(own) => self.worker.ready(own, readiness, &mut WorkerWatch(watch)),
+            Some(own) => {
+                let mut watch = WorkerWatch { watch, files: &mut self.files };
+                self.worker.ready(own, readiness, &mut watch)
+            }
             None => self.ring(token),
         };
         if let Err(fault) = outcome {
@@ -130,6 +138,9 @@ impl<W: Worker> Running<W> {
         crate::warn_limited!("{}: {fault}; the device needs a reset by its driver", self.name);
         for queue in self.worker.queues() {
             let _ = watch.remove(queue.doorbell());
+        }
+        for file in self.files.drain(..) {
+            let _ = watch.remove(&file);
         }
         self.needs_reset.request();
     }

@@ -16,7 +16,7 @@ use super::queue::Queue;
 use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{EventSet, LoopHandle, Registration};
-use crate::host::stream::Stream;
+use crate::host::stream::{Stream, WindowSize};
 
 /// Linux fills the whole queue with pages of its own: enough for pasted text, no waste.
 const INPUT_QUEUE_SIZE: u16 = 16;
@@ -58,6 +58,7 @@ pub struct Console {
     stream: Stream,
     home: LoopHandle,
     config: ConsoleConfig,
+    config_change: Option<ConfigChange>,
     worker: Option<Registration>,
 }
 
@@ -65,7 +66,7 @@ impl Console {
     /// Makes a console in front of `stream`, whose worker runs in the loop of `home`.
     pub fn new(stream: Stream, home: LoopHandle) -> Self {
         let config = ConsoleConfig { max_ports: 1u32.to_le(), ..ConsoleConfig::default() };
-        let mut console = Self { stream, home, config, worker: None };
+        let mut console = Self { stream, home, config, config_change: None, worker: None };
         console.refresh();
         console
     }
@@ -93,6 +94,7 @@ impl VirtioDevice for Console {
     }
 
     fn connect(&mut self, change: ConfigChange) {
+        self.config_change = Some(change.clone());
         self.stream.on_resize(Box::new(move || change.announce()));
     }
 
@@ -112,6 +114,12 @@ impl VirtioDevice for Console {
             stream: self.stream.clone(),
         };
         self.worker = Some(worker::start("console", worker, &self.home, activation.needs_reset)?);
+        // Linux reads the size when it changes, and not when it starts.
+        if let Some(change) = &self.config_change
+            && self.stream.window_size() != WindowSize::default()
+        {
+            change.announce();
+        }
         Ok(())
     }
 

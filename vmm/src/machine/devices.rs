@@ -192,6 +192,8 @@ fn virtio_devices(
     threads: &mut Vec<LoopThread>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    // First, because no thread may be there yet that takes the signals of a terminal.
+    let console = stream("--console", &site.config.console, site)?;
     for (index, disk) in site.config.disks.iter().enumerate() {
         let sandbox = site.sandbox.clone();
         let thread = LoopThread::spawn(&format!("disk{index}"), move || {
@@ -200,7 +202,7 @@ fn virtio_devices(
         devices.push(Box::new(block_device(disk, site.config.cpus, thread.handle())?));
         threads.push(thread);
     }
-    if let Some(stream) = stream("--console", &site.config.console, site)? {
+    if let Some(stream) = console {
         devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
     }
     if site.config.rng {

@@ -279,7 +279,7 @@ impl Endpoint {
                 self.pump(watch);
             }
             Ok(None) => {}
-            Err(error) => log::warn!("{}: cannot let a client in: {error}", self.name),
+            Err(error) => crate::warn_limited!("{}: cannot let a client in: {error}", self.name),
         }
     }
 }

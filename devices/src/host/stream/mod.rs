@@ -20,7 +20,7 @@ mod test;
 mod window;
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::event::{Event, EventLoop, Registration};
@@ -68,7 +68,7 @@ impl Stream {
             Reader::Never => return bytes.len(),
             Reader::Present => {
                 let taken = bytes.len().min(state.output_room());
-                state.output.extend(bytes.iter().take(taken));
+                state.output.extend(bytes.get(..taken).unwrap_or_default());
                 taken
             }
             Reader::Absent => {
@@ -103,9 +103,10 @@ impl Stream {
     /// Moves input to `target` and returns how many bytes there were.
     pub fn receive(&self, target: &mut [u8]) -> usize {
         let mut state = self.shared.state();
-        let count = state.input.len().min(target.len());
-        for (target, byte) in target.iter_mut().zip(state.input.drain(..count)) {
-            *target = byte;
+        let mut count = 0;
+        // A ring is read in at most two parts.
+        while let Ok(part @ 1..) = state.input.read(target.get_mut(count..).unwrap_or_default()) {
+            count += part;
         }
         if state.input.is_empty() && state.input_stalled {
             state.input_stalled = false;

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::*;
+use crate::event::EventLoop;
 use crate::host::stream::{INPUT_BYTES_MAX, OUTPUT_BYTES_MAX};
 use crate::test::LoopThread;
 use crate::test::driver::{self, Driver};
@@ -177,13 +178,14 @@ fn a_flood_of_emergency_writes_stops_nothing() {
 }
 
 #[test]
-fn the_configuration_has_one_port_and_the_size_of_the_window() {
+fn the_driver_learns_of_one_port_and_the_size_of_the_window_at_once_and_when_it_changes() {
     let home = LoopThread::new();
     let stream = Stream::null().unwrap();
     stream.resize(80, 25);
     let mut driver = Driver::mmio(Box::new(Console::new(stream.clone(), home.handle())));
     assert_eq!(config(&mut driver), [80, 25, 1, 0]);
     driver.start();
+    driver.wire.wait_interrupt(Source::Config);
     stream.resize(132, 43);
     driver.wire.wait_interrupt(Source::Config);
     assert_eq!(config(&mut driver), [132, 43, 1, 0]);
@@ -215,6 +217,26 @@ fn a_chain_longer_than_all_memory_does_not_keep_the_loop() {
     home.settle();
     assert_eq!(driver.used(OUTPUT), None);
     driver.reset();
+}
+
+#[test]
+fn a_faulty_console_rests_when_there_is_input() {
+    let (mut event_loop, stream) = (EventLoop::new().unwrap(), Stream::null().unwrap());
+    let home = event_loop.handle();
+    let mut driver = Driver::mmio(Box::new(Console::new(stream.clone(), home.clone())));
+    let driving = std::thread::spawn(move || {
+        driver.start();
+        driver.make_available(OUTPUT, u16::MAX);
+        driver.wire.notify(OUTPUT);
+        driver.wait_needs_reset();
+        home.stop();
+        driver
+    });
+    event_loop.run().unwrap();
+    let _driver = driving.join().unwrap();
+    stream.type_in(b"typed");
+    event_loop.run_ready().unwrap();
+    assert!(stream.attention().take(), "nobody takes the signal, and nobody spins on it");
 }
 
 #[test]

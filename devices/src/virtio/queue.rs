@@ -177,9 +177,8 @@ impl Queue {
         &self.doorbell
     }
 
-    /// Takes the doorbell's signal and allows one ring's worth of chains until the next one.
+    /// Allows one ring's worth of chains until the doorbell rings again.
     pub fn begin_batch(&mut self) {
-        self.doorbell.take();
         self.batch_left = self.size;
     }
 

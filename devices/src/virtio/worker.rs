@@ -102,7 +102,8 @@ struct Running<W> {
 impl<W: Worker> Handler for Running<W> {
     fn start(&mut self, watch: &mut Watch<'_, '_>) -> io::Result<()> {
         for (token, queue) in (0..OWN_TOKENS).zip(self.worker.queues()) {
-            watch.add(queue.doorbell(), token, EventSet::IN)?;
+            // Edge triggered: each notification is an edge, and nobody needs to take the signal.
+            watch.add(queue.doorbell(), token, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
             // The driver may have made buffers available before the doorbell was watched.
             queue.doorbell().signal();
         }

@@ -58,7 +58,11 @@ pub(crate) struct Machine {
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
     /// How the kernel is entered [default: auto].
-    #[arg(long, value_name = "PROTOCOL", value_parser = named::<BootProtocol>(&["auto", "linux", "pvh"]))]
+    #[arg(
+        long,
+        value_name = "PROTOCOL",
+        value_parser = named::<BootProtocol>(&["auto", "linux", "pvh"])
+    )]
     boot_protocol: Option<BootProtocol>,
     /// Read-only file system image (erofs or squashfs) that becomes the first disk.
     #[arg(long, value_name = "FILE")]

@@ -7,8 +7,8 @@ use vmm::config::nearest;
 
 /// What a flag's value says: keys, each with or without a value.
 ///
-/// The first item may be a value alone; it belongs to the flag's first key. A comma inside a value is
-/// written twice.
+/// The first item may be a value alone; it belongs to the flag's first key. A comma inside a value
+/// is written twice.
 #[derive(Debug)]
 pub(crate) struct KeyValues {
     keys: &'static [&'static str],

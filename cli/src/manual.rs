@@ -27,13 +27,29 @@ fn page() -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    synopsis().to_writer(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     commands().to_writer(&mut page)?;
     sections().to_writer(&mut page)?;
     man.render_version_section(&mut page)?;
     Ok(page)
+}
+
+fn synopsis() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    for (command, arguments) in [
+        ("nixvmm [run]", "--kernel FILE [OPTIONS]"),
+        ("nixvmm check", "[OPTIONS]"),
+        ("nixvmm unpack-kernel", "BZIMAGE VMLINUX"),
+        ("nixvmm completions", "SHELL"),
+        ("nixvmm man", ""),
+    ] {
+        roff.text([bold(command), roman(" "), roman(arguments)]);
+        roff.control("br", []);
+    }
+    roff
 }
 
 fn commands() -> Roff {
@@ -59,7 +75,11 @@ const SECTIONS: [(&str, &[(&str, &str)]); 3] = [
             ("4", "The guest's kernel panicked."),
             ("5", "A processor of the guest met a triple fault."),
             ("6", "The guest did not power off in time after it was asked to."),
-            ("31 (or SIGSYS)", "The sandbox ended the process; the system call is in the log."),
+            (
+                "159 (SIGSYS)",
+                "The sandbox ended the process, and its last line on standard error names the \
+                 system call.",
+            ),
         ],
     ),
     (

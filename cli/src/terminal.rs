@@ -1,5 +1,5 @@
-#![expect(unsafe_code, reason = "signal handlers, so that no way to end leaves the terminal raw")]
 //! The terminal on standard input: raw while a guest has it, as it was whenever we leave.
+#![expect(unsafe_code, reason = "signal handlers, so that no way to end leaves the terminal raw")]
 
 use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Writes the ELF inside `bzimage` to `vmlinux`, which is whole or not there at all; `-` is standard
-/// output.
+/// Writes the ELF inside `bzimage` to `vmlinux`, which is whole or not there at all; `-` is
+/// standard output.
 pub(crate) fn unpack_kernel(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     let mut kernel =
         File::open(bzimage).with_context(|| format!("cannot open {}", bzimage.display()))?;

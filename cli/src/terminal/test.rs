@@ -1,5 +1,5 @@
-//! Signals and exits end a process, so that this program runs itself again on a pseudoterminal, with
-//! the test `child` alone and what it shall do in the environment.
+//! Signals and exits end a process, so that this program runs itself again on a pseudoterminal,
+//! with the test `child` alone and what it shall do in the environment.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read as _;

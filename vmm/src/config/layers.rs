@@ -167,8 +167,10 @@ mod test {
     fn later_layers_win_key_by_key_and_lists_are_replaced() {
         let config = layers(&[
             r#"{"kernel": "k", "memory": {"size": "1G", "shared": true},
-                "disks": [{"path": "a"}, {"path": "b"}], "console": {"kind": "file", "path": "f"}}"#,
-            r#"{"memory": {"size": 2097152}, "disks": [{"path": "c"}], "console": {"kind": "pty"}}"#,
+                "disks": [{"path": "a"}, {"path": "b"}],
+                "console": {"kind": "file", "path": "f"}}"#,
+            r#"{"memory": {"size": 2097152}, "disks": [{"path": "c"}],
+                "console": {"kind": "pty"}}"#,
             r#"{"cpus": 4}"#,
         ])
         .unwrap();

@@ -1,9 +1,9 @@
-#![expect(unsafe_code, reason = "signal handlers and signal masks")]
 //! The sandbox: what a thread gives up before a guest runs.
 //!
 //! Each thread confines itself when everything that it needs is open: capabilities are dropped,
 //! landlock lets it open no file, and seccomp leaves it the system calls of its kind. The process
 //! ends at the first call that is not among them.
+#![expect(unsafe_code, reason = "signal handlers and signal masks")]
 
 mod capabilities;
 mod filter;
@@ -59,8 +59,8 @@ struct Rules {
 }
 
 impl Sandbox {
-    /// Compiles the rules, and gives up what threads would inherit. Call it before there is a second
-    /// thread. Without a sandbox in `config` this and everything else does nothing.
+    /// Compiles the rules, and gives up what threads would inherit. Call it before there is a
+    /// second thread. Without a sandbox in `config` this and everything else does nothing.
     ///
     /// # Errors
     ///

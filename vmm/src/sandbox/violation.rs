@@ -79,7 +79,8 @@ extern "C" fn refuse(_: libc::c_int, info: *const libc::siginfo_t, _: *mut libc:
     line.push(kind);
     line.push(": this is a bug or an attack, the process ends\n");
     let _ = rustix::io::write(stderr(), line.bytes());
-    // SAFETY: no kind of thread may make this call and it changes nothing; its second refusal kills.
+    // SAFETY: no kind of thread may make this call, and it changes nothing. The second refusal
+    // kills.
     unsafe {
         libc::syscall(libc::SYS_getppid);
         libc::_exit(128 + libc::SIGSYS);

@@ -316,7 +316,8 @@ fn a_command_line_is_one_line_with_closed_quotes() {
 proptest! {
     #[test]
     fn a_resolved_machine_survives_json_and_resolves_to_itself(
-        (cpus, megabytes, shared, prealloc) in (1..=MAX_CPUS, 16_u64..1 << 20, any::<bool>(), any::<bool>()),
+        (cpus, megabytes, shared, prealloc) in
+            (1..=MAX_CPUS, 16_u64..1 << 20, any::<bool>(), any::<bool>()),
         (readonly, direct, serial) in (any::<bool>(), any::<bool>(), "[a-z0-9]{1,20}"),
         cmdline in "([ !#-~]{0,9}| -- |\"[ a-]{0,5}\"){0,4}",
         (root, initrd, rng, timing) in any::<(bool, bool, bool, bool)>(),
@@ -334,7 +335,13 @@ proptest! {
             boot_protocol: if rng { BootProtocol::Pvh } else { BootProtocol::Linux },
             root: root.then(|| fixture.path("store.erofs")),
             disks: vec![
-                Disk { path: fixture.path("a.img"), readonly, serial: Some(serial), direct, engine },
+                Disk {
+                    path: fixture.path("a.img"),
+                    readonly,
+                    serial: Some(serial),
+                    direct,
+                    engine,
+                },
                 Disk::new(fixture.path("b.img")),
             ],
             cpus,

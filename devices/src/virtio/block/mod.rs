@@ -253,21 +253,11 @@ impl Worker for BlockWorker {
 
     fn doorbell(&mut self, index: usize) -> Result<(), Fault> {
         self.take_requests(index)?;
-        self.disk.start()?;
-        self.finish_completed();
-        Ok(())
+        self.go_on()
     }
 
     fn ready(&mut self, _: u32, _: EventSet, _: &mut WorkerWatch<'_, '_, '_>) -> Result<(), Fault> {
-        self.finish_completed();
-        while std::mem::take(&mut self.is_stalled) {
-            for index in 0..self.queues.len() {
-                self.take_requests(index)?;
-            }
-            self.disk.start()?;
-            self.finish_completed();
-        }
-        Ok(())
+        self.go_on()
     }
 }
 
@@ -288,6 +278,21 @@ impl BlockWorker {
             serial: front.serial,
             shared: Arc::clone(&front.shared),
             is_stalled: false,
+        }
+    }
+
+    /// Starts what was taken and answers what is done, until the disk is full or nothing waits for it.
+    fn go_on(&mut self) -> Result<(), Fault> {
+        loop {
+            self.disk.start()?;
+            self.finish_completed();
+            if !self.is_stalled || !self.disk.has_room() {
+                return Ok(());
+            }
+            self.is_stalled = false;
+            for index in 0..self.queues.len() {
+                self.take_requests(index)?;
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use tempfile::NamedTempFile;
 use super::*;
 use crate::host::disk::image::Access;
 use crate::test::LoopThread;
-use crate::test::driver::{Descriptor, Driver, NEXT, WRITE};
+use crate::test::driver::{Descriptor, Driver, INDIRECT, NEXT, WRITE};
 use crate::test::hostile::Subject;
 use crate::test::wire::Source;
 
@@ -275,6 +275,41 @@ fn every_queue_is_served() {
         for queue in [1, 0, 1] {
             assert_eq!(setup.driver.request(queue, &[&header(IN, 1)], &[512, 1]), expected);
         }
+    }
+}
+
+#[test]
+fn more_requests_than_the_disk_takes_at_a_time_are_all_answered() {
+    const COUNT: u16 = 256;
+    for engine in engines() {
+        let mut setup = Setup::new(engine);
+        let driver = &mut setup.driver;
+        let header = driver.place(&header(IN, 1));
+        let data = driver.room(512);
+        let status = driver.place(&[0xff]);
+        let table = [
+            Descriptor { address: header, len: 16, flags: NEXT, next: 1 },
+            Descriptor { address: data, len: 512, flags: NEXT | WRITE, next: 2 },
+            Descriptor { address: status, len: 1, flags: WRITE, next: 0 },
+        ];
+        let table = driver.place(&table.map(Descriptor::bytes).concat());
+        let whole = Descriptor { address: table, len: 48, flags: INDIRECT, next: 0 };
+        for _ in 0..3 {
+            for queue in 0..2 {
+                for head in 0..COUNT {
+                    driver.write_descriptor(queue, head, whole);
+                    driver.make_available(queue, head);
+                }
+            }
+            (0..2).for_each(|queue| driver.wire.notify(queue));
+            for queue in 0..2 {
+                let mut heads: Vec<_> = (0..COUNT).map(|_| driver.wait_used(queue).0).collect();
+                heads.sort_unstable();
+                assert!(heads.into_iter().eq(0..u32::from(COUNT)));
+            }
+        }
+        assert_eq!(driver.read_memory(status, 1), [OK]);
+        assert!(driver.read_memory(data, 512) == pattern(1024)[512..]);
     }
 }
 

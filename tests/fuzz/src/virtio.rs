@@ -54,6 +54,13 @@ pub struct Descriptor {
     follows: bool,
 }
 
+impl Descriptor {
+    /// A descriptor that the next one follows, if its flags say so.
+    pub fn new(address: u32, len: u16, flags: u8) -> Self {
+        Self { address, len, is_huge: false, flags, next: 0, follows: true }
+    }
+}
+
 /// Drives the device that `make` makes, and checks that it works after a reset.
 pub fn drive(make: impl FnOnce(LoopHandle) -> Box<dyn VirtioDevice>, steps: &[Step]) {
     let memory = memory();

@@ -1,12 +1,13 @@
 //! Paths of a machine: made absolute, and checked before anything is built.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::fs::{AtFlags, CWD};
 
 /// Disks are read and written in sectors of this many bytes (virtio 1.3, 5.2.4).
 const SECTOR_BYTES: u64 = 512;
@@ -50,12 +51,13 @@ pub(super) fn resolve_image(flag: &str, path: &mut PathBuf, access: Access) -> R
         if !block_device {
             check_length(&file)?;
         }
-        let write = access == Access::ReadWrite;
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .open(path)
-            .map_err(|error| refusal(&error, write))?;
+        let mode = match access {
+            Access::Read => rustix::fs::Access::READ_OK,
+            Access::ReadWrite => rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+        };
+        // Not opened: who watches a block device looks at it anew when a writer has closed it.
+        rustix::fs::accessat(CWD, path, mode, AtFlags::EACCESS)
+            .map_err(|error| refusal(&error.into(), access))?;
         Ok(Identity {
             block_device,
             device: if block_device { file.rdev() } else { file.dev() },
@@ -129,11 +131,13 @@ fn check_length(file: &Metadata) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn refusal(error: &io::Error, write: bool) -> anyhow::Error {
-    let remedy = match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if write => {
-            ": make it writable or add `readonly`"
-        }
+/// Why a disk cannot be used, with the remedy where the guest need not write.
+pub(super) fn refusal(error: &io::Error, access: Access) -> anyhow::Error {
+    let remedy = match (error.kind(), access) {
+        (
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem,
+            Access::ReadWrite,
+        ) => ": make it writable or add `readonly`",
         _ => "",
     };
     anyhow::anyhow!("{error}{remedy}")

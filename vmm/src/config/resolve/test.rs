@@ -155,9 +155,9 @@ fn disks_are_images_of_whole_sectors_or_block_devices() {
 #[test]
 fn a_refused_write_access_proposes_readonly() {
     let error = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
-    let text = files::refusal(&error, true).to_string();
+    let text = files::refusal(&error, Access::ReadWrite).to_string();
     assert!(text.ends_with(": make it writable or add `readonly`"), "{text}");
-    assert_eq!(files::refusal(&error, false).to_string(), error.to_string());
+    assert_eq!(files::refusal(&error, Access::Read).to_string(), error.to_string());
 }
 
 #[test]

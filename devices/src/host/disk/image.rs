@@ -20,7 +20,7 @@ mod test;
 pub const SECTOR_BYTES: u64 = 512;
 
 /// What the page cache reads and writes at least; a partial page costs a read.
-const PAGE_BYTES: u32 = 4096;
+pub(super) const PAGE_BYTES: u32 = 4096;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@
 //! |-------|---------------------|----------------------|--------------|------------------------|
 //! | sync  | 1 each              | 1 each, in turn      | 1 each       | 1 more each            |
 //! | uring | 1 for 64            | 1 for 64, and a wait | as a read    | 1 more for 64          |
-//! | auto  | 1 each              | 2 each at the most   | as a read    | as uring               |
+//! | auto  | 1 each              | 2 each at the most   | 1 or 2 each  | as uring               |
 //!
 //! `auto` asks the page cache by `RWF_NOWAIT` and hands to the ring what would wait. A file system
 //! that cannot be asked is asked once. A ring takes 30 microseconds to make and 12 KiB.
@@ -138,13 +138,13 @@ impl Engine {
                     Box::new(BlockingDisk::new(image))
                 }
             },
-            Self::Uring => Box::new(UringDisk::new(image).map_err(without_uring)?),
+            Self::Uring => Box::new(UringDisk::new(image).map_err(|error| without_uring(&error))?),
             Self::Sync => Box::new(BlockingDisk::new(image)),
         })
     }
 }
 
-fn without_uring(error: io::Error) -> io::Error {
+fn without_uring(error: &io::Error) -> io::Error {
     let text = format!("io_uring cannot be used here ({error}): choose the engine auto or sync");
     io::Error::new(error.kind(), text)
 }

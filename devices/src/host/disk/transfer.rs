@@ -60,6 +60,13 @@ impl Transfer {
         self.left().is_empty()
     }
 
+    /// Says whether what is left begins and ends at multiples of `unit` bytes in the file.
+    pub(super) fn is_aligned(&self, unit: u32) -> bool {
+        let len: usize = self.vectors.iter().skip(self.done).map(|vector| vector.iov_len).sum();
+        let unit = u64::from(unit);
+        self.offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit)
+    }
+
     /// The vectors of one call to the kernel; they stay where they are until the next load.
     pub(super) fn left(&self) -> &[libc::iovec] {
         let left = self.vectors.get(self.done..).unwrap_or_default();

@@ -142,21 +142,21 @@ fn write_and_check(guest: &mut Guest, disk: &str) -> Result<()> {
 fn refusals(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let odd = sparse(&folder, "odd", MEBIBYTE + 1)?;
-    refused(testbed, &format!("path={}", text(&odd)?), &["--disk", "odd"])?;
+    refused(testbed, &format!("path={}", text(&odd)?), 2, &["--disk", "odd", "truncate"])?;
     let missing = folder.path().join("missing");
-    refused(testbed, &format!("path={}", text(&missing)?), &["--disk", "missing"])?;
+    refused(testbed, &format!("path={}", text(&missing)?), 2, &["--disk", "missing"])?;
 
     let locked = sparse(&folder, "locked", MEBIBYTE)?;
     let disk = format!("path={}", text(&locked)?);
     let guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--disk", &disk]).boot()?;
-    refused(testbed, &disk, &["--disk", "locked"])?;
+    refused(testbed, &disk, 1, &["locked", "in use"])?;
     guest.power_off()
 }
 
-/// Expects that `nixvmm` ends with an error that has all `words` when it is given `disk`.
-fn refused(testbed: &Testbed, disk: &str, words: &[&str]) -> Result<()> {
+/// Expects that `nixvmm` ends with `status` and an error that has all `words` when given `disk`.
+fn refused(testbed: &Testbed, disk: &str, status: i32, words: &[&str]) -> Result<()> {
     let mut guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--disk", disk]).start()?;
-    guest.expect_status(1).with_context(|| format!("--disk {disk} was not refused"))?;
+    guest.expect_status(status).with_context(|| format!("--disk {disk} was not refused"))?;
     guest.errors().wait_for_end(tests::guest::PATIENCE)?;
     let said = guest.errors().text();
     ensure!(words.iter().all(|word| said.contains(word)), "the refusal lacks {words:?}:\n{said}");

@@ -107,16 +107,19 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     // Guests of several tests at once would share two processors.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let trial = |(name, test): GuestTest| {
-        Trial::test(name, move || test(testbed).map_err(|error| failure(&error)))
+        Trial::test(name, move || test(testbed).map_err(|error| failure(name, &error)))
     };
     let trials = guest_tests().into_iter().map(trial).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-/// What went wrong and why, without the backtrace, which shows the harness only.
-fn failure(error: &Error) -> Failed {
+/// What went wrong and why, without the backtrace, which shows the harness only. It is told at once,
+/// because the others may take minutes yet.
+fn failure(name: &str, error: &Error) -> Failed {
     let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    Failed::from(causes.join("\nbecause "))
+    let text = causes.join("\nbecause ");
+    eprintln!("\n{name} failed: {text}");
+    Failed::from(text)
 }
 
 /// Whether the arguments select the test, as libtest does it.

@@ -180,7 +180,7 @@ impl EmulatedHost {
                 &["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off"]
             }
         };
-        let mut command = tool::command(Program::Qemu.name());
+        let mut command = tied_to_this_process(Program::Qemu);
         command
             .args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt"])
             .args(processors)
@@ -329,11 +329,19 @@ impl FileServer {
 /// Virtiofsd wants to be root, if only in a user namespace where this user is.
 fn virtiofsd() -> Command {
     if geteuid().is_root() {
-        return tool::command(Program::Virtiofsd.name());
+        return tied_to_this_process(Program::Virtiofsd);
     }
     let mut command = tool::command("unshare");
-    command.arg("--map-root-user");
+    command.args(["--map-root-user", "--"]);
     command.arg(tool::find(Program::Virtiofsd.name()).unwrap_or_default());
+    command
+}
+
+/// A command that the kernel kills when this process was killed, and could not do it itself.
+fn tied_to_this_process(program: Program) -> Command {
+    let mut command = tool::command("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]);
+    command.arg(tool::find(program.name()).unwrap_or_default());
     command
 }
 

@@ -40,9 +40,9 @@ fn pseudoterminal(testbed: &Testbed) -> Result<()> {
 fn file(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("console");
-    let argument = format!("file={}", path.display());
+    let argument = format!("file,path={}", path.display());
     let mut guest = tiny(testbed).arguments(["--console", &argument]).start()?;
-    wait_for_text(&path, "agent: ready").map_err(|error| guest.explain(error))?;
+    wait_for_text(&mut guest, &path, "agent: ready").map_err(|error| guest.explain(error))?;
     guest.signal(Signal::TERM)?;
     guest.expect_status(0)
 }
@@ -50,15 +50,15 @@ fn file(testbed: &Testbed) -> Result<()> {
 fn socket(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("console");
-    let argument = format!("socket={}", path.display());
+    let argument = format!("socket,path={}", path.display());
     let mut guest = tiny(testbed).arguments(["--console", &argument]).start()?;
-    let first = connect(&path).map_err(|error| guest.explain(error))?;
+    let first = connect(&mut guest, &path).map_err(|error| guest.explain(error))?;
     join(&mut guest, &first)?;
     guest.wait_for_agent()?;
     ensure!(guest.run("echo first")? == "first\n", "the first client is not served");
     first.shutdown(std::net::Shutdown::Both)?;
 
-    let second = connect(&path)?;
+    let second = connect(&mut guest, &path)?;
     join(&mut guest, &second)?;
     ensure!(guest.run("echo second")? == "second\n", "the second client is not served");
     guest.power_off()
@@ -83,7 +83,7 @@ fn serial(testbed: &Testbed) -> Result<()> {
     let path = folder.path().join("serial");
     let mut guest = tiny(testbed)
         .command_line("earlycon=uart8250,io,0x3f8 console=ttyS0 loglevel=7 agent=ttyS0")
-        .arguments(["--serial", "stdio", "--console", &format!("file={}", path.display())])
+        .arguments(["--serial", "stdio", "--console", &format!("file,path={}", path.display())])
         .boot()?;
     let log = guest.console().text();
     ensure!(log.contains("Linux version"), "the kernel's first line is missing:\n{log}");
@@ -96,25 +96,28 @@ fn join(guest: &mut Guest, client: &UnixStream) -> Result<()> {
     Ok(())
 }
 
-fn connect(path: &Path) -> Result<UnixStream> {
+fn connect(guest: &mut Guest, path: &Path) -> Result<UnixStream> {
     let start = Instant::now();
     loop {
         match UnixStream::connect(path) {
             Ok(client) => return Ok(client),
-            Err(error) if start.elapsed() > PATIENCE => return Err(error).context("connecting"),
+            Err(error) if start.elapsed() > PATIENCE || !guest.is_running() => {
+                return Err(error).context("connecting");
+            }
             Err(_) => thread::sleep(PATIENCE / 1000),
         }
     }
 }
 
-fn wait_for_text(path: &Path, text: &str) -> Result<()> {
+fn wait_for_text(guest: &mut Guest, path: &Path, text: &str) -> Result<()> {
     let start = Instant::now();
     loop {
         let content = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         if content.contains(text) {
             return Ok(());
         }
-        ensure!(start.elapsed() < PATIENCE, "{} has no “{text}”:\n{content}", path.display());
+        let goes_on = guest.is_running() && start.elapsed() < PATIENCE;
+        ensure!(goes_on, "{} has no “{text}”:\n{content}", path.display());
         thread::sleep(PATIENCE / 1000);
     }
 }

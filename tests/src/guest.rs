@@ -196,6 +196,11 @@ impl Guest {
         kill_process(pid, signal).context("nixvmm cannot be signalled")
     }
 
+    /// Whether `nixvmm` has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
     /// Waits until `nixvmm` ends and returns its exit status.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Time per request of our queue and of virtio-queue's, side by side.
 //!
 //! `cargo bench -p devices --bench ring`
-#![expect(missing_docs, reason = "criterion's macros")]
 
 mod rings;
 

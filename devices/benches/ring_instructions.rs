@@ -1,7 +1,6 @@
 //! Instructions per request of our queue and of virtio-queue's; fails above a limit.
 //!
 //! `cargo bench -p devices --bench ring_instructions`, with valgrind and gungraun-runner 0.20.0.
-#![expect(missing_docs, reason = "gungraun's macros")]
 
 mod rings;
 

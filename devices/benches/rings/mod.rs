@@ -17,7 +17,7 @@ use virtio_queue::{Queue as OtherQueue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 /// Requests in one round.
-pub const REQUESTS: u16 = 64;
+pub(crate) const REQUESTS: u16 = 64;
 
 const SIZE: u16 = 256;
 const TABLE: u64 = 0x1_0000;
@@ -33,13 +33,13 @@ const INDIRECT: u16 = 4;
 
 /// What differs between two measurements.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// RAM is one range, or two with the buffers in the second.
-    pub regions: u8,
+    pub(crate) regions: u8,
     /// Chains are indirect tables.
-    pub indirect: bool,
+    pub(crate) indirect: bool,
     /// Requests that are available at once, and completed with one decision about an interrupt.
-    pub batch: u16,
+    pub(crate) batch: u16,
 }
 
 /// The driver's side: rings in guest memory, filled once and made available again and again.
@@ -106,7 +106,7 @@ fn write_descriptor(memory: GuestMemory, table: u64, index: u16, parts: (u64, u3
 }
 
 /// Our queue.
-pub struct Ours {
+pub(crate) struct Ours {
     driver: Driver,
     queue: Queue,
     chain: Chain,
@@ -117,7 +117,7 @@ pub struct Ours {
 
 impl Ours {
     /// Makes a queue and its driver.
-    pub fn new(shape: Shape, copies: bool) -> Self {
+    pub(crate) fn new(shape: Shape, copies: bool) -> Self {
         let driver = Driver::new(shape);
         let config = QueueConfig {
             size: SIZE,
@@ -134,7 +134,7 @@ impl Ours {
     }
 
     /// Serves [`REQUESTS`] requests.
-    pub fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         self.queue.begin_batch();
         for _ in 0..REQUESTS / self.batch {
             self.driver.make_available(self.batch);
@@ -154,7 +154,7 @@ impl Ours {
 }
 
 /// virtio-queue's queue.
-pub struct Other {
+pub(crate) struct Other {
     driver: Driver,
     queue: OtherQueue,
     batch: u16,
@@ -164,7 +164,7 @@ pub struct Other {
 
 impl Other {
     /// Makes a queue and its driver.
-    pub fn new(shape: Shape, copies: bool) -> Self {
+    pub(crate) fn new(shape: Shape, copies: bool) -> Self {
         let driver = Driver::new(shape);
         let mut queue = OtherQueue::new(SIZE).unwrap();
         queue.set_size(SIZE);
@@ -177,7 +177,7 @@ impl Other {
     }
 
     /// Serves [`REQUESTS`] requests.
-    pub fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         let memory = self.driver.memory.backend();
         for _ in 0..REQUESTS / self.batch {
             self.driver.make_available(self.batch);
@@ -221,7 +221,7 @@ fn copy(memory: &'static GuestMemoryMmap, chain: OtherChain) {
 }
 
 /// That both serve what the driver made available.
-pub fn check(shape: Shape) {
+pub(crate) fn check(shape: Shape) {
     let (mut ours, mut other) = (Ours::new(shape, true), Other::new(shape, true));
     ours.serve();
     other.serve();

@@ -104,8 +104,8 @@ impl ConfigSpace {
         }
     }
 
-    /// Appends a capability: `body` follows its id and its link, `writable` are the bits of the body
-    /// that a guest can write. Returns the offset of the capability.
+    /// Appends a capability: `body` follows its id and its link, `writable` are the bits of the
+    /// body that a guest can write. Returns the offset of the capability.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
         let offset = self.next_capability;
         self.put(self.last_link, &[u8::try_from(offset).unwrap_or(0)]);

@@ -2,7 +2,8 @@
 //!
 //! A vector that can be delivered is attached to its message, any other is detached: what is
 //! signalled then stays in its event, which is the pending bit. Nothing is attached before the
-//! function is used, so that a guest which sets up all its vectors first costs one update of routes.
+//! function is used, so that a guest which sets up all its vectors first costs one update of
+//! routes.
 
 use std::io;
 use std::ops::Range;
@@ -58,8 +59,8 @@ impl Msix {
         self.vectors.get(vector).map(|vector| &vector.event)
     }
 
-    /// Appends the capability, which says where in `bar` the table and the pending bits are; returns
-    /// its offset. The upper byte of the message control register is 3 bytes into it.
+    /// Appends the capability, which says where in `bar` the table and the pending bits are;
+    /// returns its offset. The upper byte of the message control register is 3 bytes into it.
     pub fn add_capability(
         &self,
         config: &mut ConfigSpace,

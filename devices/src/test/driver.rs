@@ -216,8 +216,8 @@ impl Driver {
         answer
     }
 
-    /// Makes a request available and notifies the device: `read` is for it, `write` are the sizes of
-    /// the buffers that it fills.
+    /// Makes a request available and notifies the device: `read` is for it, `write` are the sizes
+    /// of the buffers that it fills.
     pub(crate) fn send(&mut self, queue: u16, read: &[&[u8]], write: &[usize]) -> Sent {
         let mut parts: Vec<_> = Vec::new();
         let mut writable = Vec::new();

@@ -1,8 +1,8 @@
 //! The guest side of virtio: queues, transports and devices (virtio 1.3).
 //!
-//! A device is two halves. Its front, a [`device::VirtioDevice`], answers registers on vCPU threads.
-//! Its back, a [`worker::Worker`], is made when the driver is ready, owns the queues and what serves
-//! them, and dies at reset.
+//! A device is two halves. Its front, a [`device::VirtioDevice`], answers registers on vCPU
+//! threads. Its back, a [`worker::Worker`], is made when the driver is ready, owns the queues and
+//! what serves them, and dies at reset.
 
 pub mod block;
 pub mod chain;

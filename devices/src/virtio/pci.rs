@@ -35,7 +35,8 @@ const NO_VECTOR: u16 = 0xffff;
 const VENDOR: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
 const VENDOR_CAPABILITY: u8 = 0x09;
-/// Where in its capability the access window has its data, and in the body its bar, offset and length.
+/// Where in its capability the access window has its data, and in the body its bar, offset and
+/// length.
 const WINDOW_DATA: usize = 16;
 
 const _: () = assert!(NOTIFY + QUEUES_MAX as u64 * NOTIFY_MULTIPLIER <= TABLE);
@@ -86,7 +87,8 @@ pub struct PciTransport {
 }
 
 impl PciTransport {
-    /// Makes the function of `device`, with BAR 0 at `bar`, below 4 GiB and aligned to [`BAR_SIZE`].
+    /// Makes the function of `device`, with BAR 0 at `bar`, below 4 GiB and aligned to
+    /// [`BAR_SIZE`].
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
@@ -110,7 +112,8 @@ impl PciTransport {
         Ok(Self { transport, vectors, config, msix_capability, window_capability })
     }
 
-    /// Where each queue's notifications arrive in BAR 0, for the hypervisor to signal them by itself.
+    /// Where each queue's notifications arrive in BAR 0, for the hypervisor to signal them by
+    /// itself.
     pub fn doorbells(&self) -> Vec<Doorbell> {
         let offsets = (NOTIFY..).step_by(4);
         let queues = offsets.zip(self.transport.doorbells());

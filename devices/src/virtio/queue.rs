@@ -1,8 +1,8 @@
 //! The split virtqueue, device side (virtio 1.3, section 2.7).
 //!
-//! What a driver configures is a [`QueueConfig`]; what a worker runs is a [`Queue`], made from it once
-//! at `DRIVER_OK`. Ring addresses are resolved then to host memory of a validated length, and every
-//! access is bounded by it, so nothing a guest does later can move or stretch them.
+//! What a driver configures is a [`QueueConfig`]; what a worker runs is a [`Queue`], made from it
+//! once at `DRIVER_OK`. Ring addresses are resolved then to host memory of a validated length, and
+//! every access is bounded by it, so nothing a guest does later can move or stretch them.
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
@@ -106,8 +106,8 @@ pub struct Queue {
     interrupt: Interrupt,
 }
 
-/// A range of RAM that holds buffers. There are one or two, which are tried in turn: no search is as
-/// fast.
+/// A range of RAM that holds buffers. There are one or two, which are tried in turn: no search is
+/// as fast.
 #[derive(Clone, Copy)]
 struct Window {
     start: u64,
@@ -214,7 +214,8 @@ impl Queue {
         }
     }
 
-    /// Publishes what was completed and interrupts the driver if it wants to know; once for a batch.
+    /// Publishes what was completed and interrupts the driver if it wants to know; once for a
+    /// batch.
     pub fn notify_driver(&mut self) {
         if self.next_used == self.signalled_used {
             return;
@@ -272,8 +273,8 @@ impl Queue {
 
     /// Follows a chain from `head`, reading each descriptor once.
     ///
-    /// The chain's places bound the walk: every round fills one, except the one round that enters an
-    /// indirect table.
+    /// The chain's places bound the walk: every round fills one, except the one round that enters
+    /// an indirect table.
     fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
         if chain.slices.len() != usize::from(self.size) {
             self.make_room(chain);
@@ -413,3 +414,6 @@ fn not_ram(address: u64, len: u32) -> QueueError {
 fn host_len(len: u32) -> usize {
     usize::try_from(len).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod test;

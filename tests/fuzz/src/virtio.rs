@@ -193,7 +193,8 @@ impl Driver {
     }
 }
 
-fn memory() -> GuestMemory {
+/// The same guest memory for all runs.
+pub fn memory() -> GuestMemory {
     static MEMORY: OnceLock<GuestMemory> = OnceLock::new();
     *MEMORY.get_or_init(|| GuestMemory::map(&[0..RAM], Backing::default()).unwrap())
 }

@@ -10,6 +10,7 @@ mod machine;
 mod nixos;
 mod power;
 mod sandbox;
+mod terminal;
 mod tidy;
 
 use std::env;
@@ -37,6 +38,7 @@ fn guest_tests() -> Vec<GuestTest> {
         machine::TESTS,
         disk::TESTS,
         console::TESTS,
+        terminal::TESTS,
         power::TESTS,
         sandbox::TESTS,
         nixos::TESTS,

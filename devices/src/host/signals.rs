@@ -15,12 +15,14 @@ pub struct Signals(File);
 
 impl Signals {
     /// Blocks `signals` in this thread and in the threads that it makes from now on.
+    ///
+    /// Those that whoever started this process has it ignore, as nohup(1) does, stay ignored.
     pub fn block(signals: &[i32]) -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset initialises the set, and the other calls are given valid pointers.
         let descriptor = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in signals {
+            for signal in signals.iter().filter(|signal| !is_ignored(**signal)) {
                 libc::sigaddset(set.as_mut_ptr(), *signal);
             }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
@@ -52,6 +54,15 @@ impl AsRawFd for Signals {
     }
 }
 
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action this only fills the old one, which is read if it has been filled.
+    unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
@@ -63,6 +74,16 @@ mod test {
         // SAFETY: raises a signal that this thread blocks.
         unsafe { libc::raise(libc::SIGUSR2) };
         assert_eq!(signals.take(), Some(libc::SIGUSR2));
+        assert_eq!(signals.take(), None);
+    }
+
+    #[test]
+    fn an_ignored_signal_stays_ignored() {
+        // SAFETY: ignoring a signal that no other test uses runs no handler.
+        unsafe { libc::signal(libc::SIGURG, libc::SIG_IGN) };
+        let signals = Signals::block(&[libc::SIGURG]).unwrap();
+        // SAFETY: raises a signal that is ignored.
+        unsafe { libc::raise(libc::SIGURG) };
         assert_eq!(signals.take(), None);
     }
 }

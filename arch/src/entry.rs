@@ -5,7 +5,8 @@ use crate::memory::GuestAddress;
 /// The state of the processor at a kernel's first instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryMode {
-    /// Paging on, long mode, RSI holds the zero page (Linux x86 boot protocol, "64-bit boot protocol").
+    /// Paging on, long mode, RSI holds the zero page (Linux x86 boot protocol, "64-bit boot
+    /// protocol").
     Long64,
     /// Flat 32-bit protected mode, paging off, EBX holds the start info (Xen PVH boot ABI).
     Protected32,

@@ -1,8 +1,8 @@
 //! Guest memory: the only code that maps RAM, and the only code that touches its bytes.
 //!
-//! One process runs one guest. Its RAM is mapped once and never unmapped, so the handle is `Copy` and
-//! slices need no lifetime. The guest writes these bytes while we read them: they are never a Rust
-//! reference, except for the aligned atomics of ring indices.
+//! One process runs one guest. Its RAM is mapped once and never unmapped, so the handle is `Copy`
+//! and slices need no lifetime. The guest writes these bytes while we read them: they are never a
+//! Rust reference, except for the aligned atomics of ring indices.
 #![expect(unsafe_code, reason = "maps RAM and accesses it through raw pointers")]
 
 use std::fs::File;
@@ -170,8 +170,8 @@ pub struct GuestSlice {
     len: usize,
 }
 
-// SAFETY: the memory is mapped for the process' whole life and every access is a raw one; concurrent
-// access by the guest is expected.
+// SAFETY: the memory is mapped for the process' whole life and every access is a raw one;
+// concurrent access by the guest is expected.
 unsafe impl Send for GuestSlice {}
 // SAFETY: as above.
 unsafe impl Sync for GuestSlice {}
@@ -204,7 +204,8 @@ impl GuestSlice {
         #[repr(C, packed)]
         struct Unaligned<T>(T);
         let source = self.sub_slice(offset, size_of::<T>())?;
-        // SAFETY: the source is as long as T, any bytes are a T, and the packed type needs no alignment.
+        // SAFETY: the source is as long as T, any bytes are a T, and the packed type needs no
+        // alignment.
         Some(unsafe { source.pointer.cast::<Unaligned<T>>().read_volatile() }.0)
     }
 
@@ -267,7 +268,8 @@ impl GuestSlice {
     #[inline]
     pub fn atomic_u16(self, offset: usize) -> Option<&'static AtomicU16> {
         let word = self.sub_slice(offset, size_of::<u16>())?.pointer.cast::<AtomicU16>();
-        // SAFETY: two mapped bytes, aligned, alive for the process' whole life, accessed atomically.
+        // SAFETY: two mapped bytes, aligned, alive for the process' whole life, accessed
+        // atomically.
         word.is_aligned().then(|| unsafe { &*word })
     }
 
@@ -347,7 +349,8 @@ fn aligned_reservation(len: usize, huge_pages: Option<HugePages>) -> io::Result<
         unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags)? };
     let start: *mut u8 = start.cast();
     let padding = start.align_offset(alignment);
-    // SAFETY: the padding is less than the alignment, by which the reservation is longer than `len`.
+    // SAFETY: the padding is less than the alignment, by which the reservation is longer than
+    // `len`.
     let (target, tail) = unsafe { (start.add(padding), start.add(padding + len)) };
     for (pointer, len) in [(start, padding), (tail, alignment - padding)] {
         if len > 0 {
@@ -358,7 +361,8 @@ fn aligned_reservation(len: usize, huge_pages: Option<HugePages>) -> io::Result<
     Ok(target)
 }
 
-/// Asks for what the host may refuse without harm: transparent huge pages, and no copy in dumps or children.
+/// Asks for what the host may refuse without harm: transparent huge pages, and no copy in dumps or
+/// children.
 fn advise(pointer: *mut u8, len: usize, backing: Backing) {
     let mut wishes = vec![Advice::LinuxDontDump, Advice::LinuxDontFork];
     if backing.huge_pages.is_none() {

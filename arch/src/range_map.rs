@@ -10,7 +10,7 @@ pub struct RangeMap<T> {
 
 /// A range was empty or overlapped one that is already there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("address range {start:#x}..{end:#x} is empty or overlaps another", start = .0.start, end = .0.end)]
+#[error("address range {:#x}..{:#x} is empty or overlaps another", .0.start, .0.end)]
 pub struct Overlap(pub Range<u64>);
 
 impl<T> RangeMap<T> {

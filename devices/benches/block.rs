@@ -1,7 +1,8 @@
 //! What one 4 KiB read costs from a driver's ring to the page cache and back.
 //!
 //! Driver, transport, event loop, device and disk share one thread, and what is measured is its
-//! processor time. `floor` is what no device can do without: one read and one signal for each request.
+//! processor time. `floor` is what no device can do without: one read and one signal for each
+//! request.
 //!
 //!     cargo bench --package devices --bench block
 

@@ -7,7 +7,8 @@ use arch::range_map::{Overlap, RangeMap};
 
 /// Anything that a virtual processor can read and write at an offset: a UART, a transport, PCI.
 ///
-/// An access never fails: what a device does not understand reads as it sees fit and is else ignored.
+/// An access never fails: what a device does not understand reads as it sees fit and is else
+/// ignored.
 pub trait Registers: Send {
     /// Answers a read of `data.len()` bytes, 1 to 8, at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]);

@@ -19,8 +19,8 @@ pub struct Message {
 pub trait MessageRoutes: Send + Sync {
     /// Sets, in one update, what each event sends to the guest when it is signalled.
     ///
-    /// An event without a message is detached: signals stay pending in it and are delivered when it is
-    /// attached again. That is how a masked vector behaves.
+    /// An event without a message is detached: signals stay pending in it and are delivered when it
+    /// is attached again. That is how a masked vector behaves.
     fn set(&self, changes: &[(Event, Option<Message>)]) -> io::Result<()>;
 }
 

@@ -1,8 +1,8 @@
 //! What is on the buses?
 //!
-//! `virtio` is the guest's side of virtio devices, `host` is what stands behind them on this machine,
-//! and the files beside them are the wires: buses, events, interrupts. This crate knows no KVM: its
-//! whole view of the hypervisor is eventfds and [`interrupt::MessageRoutes`].
+//! `virtio` is the guest's side of virtio devices, `host` is what stands behind them on this
+//! machine, and the files beside them are the wires: buses, events, interrupts. This crate knows no
+//! KVM: its whole view of the hypervisor is eventfds and [`interrupt::MessageRoutes`].
 
 pub mod bus;
 pub mod event;

@@ -60,7 +60,8 @@ macro_rules! warn_limited {
             None => {}
             Some(0) => ::log::warn!($($message)*),
             Some(left_out) => {
-                ::log::warn!("{} ({left_out} such lines were left out)", format_args!($($message)*));
+                let message = format_args!($($message)*);
+                ::log::warn!("{message} ({left_out} such lines were left out)");
             }
         }
     }};

@@ -115,8 +115,8 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-/// What went wrong and why, without the backtrace, which shows the harness only. It is told at once,
-/// because the others may take minutes yet.
+/// What went wrong and why, without the backtrace, which shows the harness only. It is told at
+/// once, because the others may take minutes yet.
 fn failure(name: &str, error: &Error) -> Failed {
     let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
     let text = causes.join("\nbecause ");

@@ -1,5 +1,5 @@
-//! What does a person find who starts `nixvmm` in a terminal? Its size, keys that end the machine, and
-//! afterwards the terminal as it was.
+//! What does a person find who starts `nixvmm` in a terminal? Its size, keys that end the machine,
+//! and afterwards the terminal as it was.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

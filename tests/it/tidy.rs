@@ -171,9 +171,10 @@ fn long_functions(path: &str, text: &str) -> Vec<String> {
         }
         let indent = &line[..line.len() - trimmed.len()];
         let closing = format!("{indent}}}");
-        let length = lines[start..].iter().position(|line| *line == closing).unwrap_or(0);
+        let end = lines[start..].iter().position(|line| *line == closing).unwrap_or(0);
+        let length = code_lines(&lines[start..start + end].join("\n")).count();
         if length > FUNCTION_LINES_MAX {
-            findings.push(format!("{path}:{}: function of {length} lines", start + 1));
+            findings.push(format!("{path}:{}: function of {length} code lines", start + 1));
         }
     }
     findings

@@ -29,8 +29,8 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An archive with folders for the kernel's file systems, and a console and a null device to use
-    /// before they are mounted.
+    /// An archive with folders for the kernel's file systems, and a console and a null device to
+    /// use before they are mounted.
     pub fn new() -> Self {
         let mut archive = Self::default();
         for folder in ["bin", "dev", "proc", "sys", "run", "tmp", "mnt"] {

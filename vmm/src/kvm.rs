@@ -1,8 +1,8 @@
 //! The virtual machine: every call that is made on KVM's machine, apart from running processors.
 //!
 //! KVM's machine lives as long as one run of the guest; [`Vm`] lives as long as the process. It
-//! remembers the wires that devices connected, so that a guest that restarts gets a fresh machine with
-//! the same wires.
+//! remembers the wires that devices connected, so that a guest that restarts gets a fresh machine
+//! with the same wires.
 #![expect(unsafe_code, reason = "hands guest memory to KVM and lends it our eventfds")]
 
 use std::collections::BTreeMap;
@@ -95,8 +95,8 @@ struct Inner {
     message_interrupts: IdAllocator,
 }
 
-/// An event that sends a message. It keeps its interrupt number and its route while it is masked, so
-/// that unmasking it costs no new routing table.
+/// An event that sends a message. It keeps its interrupt number and its route while it is masked,
+/// so that unmasking it costs no new routing table.
 struct MessageWire {
     event: Event,
     interrupt: u32,

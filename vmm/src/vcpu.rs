@@ -1,8 +1,8 @@
 //! Virtual processors: one thread for each, which lives as long as the process.
 //!
-//! A thread is given a processor for each run of the guest and drops it when the run ends, so that a
-//! restart makes no thread. A processor that cannot go on reports an [`Ending`] and leaves the guest;
-//! it never takes the process down.
+//! A thread is given a processor for each run of the guest and drops it when the run ends, so that
+//! a restart makes no thread. A processor that cannot go on reports an [`Ending`] and leaves the
+//! guest; it never takes the process down.
 #![expect(unsafe_code, reason = "a signal handler reaches the processor that its thread runs")]
 
 use std::cell::Cell;

@@ -1,7 +1,7 @@
 //! CPUID leaves shown to the guest.
 //!
-//! The host's supported leaves are the base. What describes the machine rather than the processor is
-//! replaced: one socket with a core for each virtual processor and one thread in each core, the
+//! The host's supported leaves are the base. What describes the machine rather than the processor
+//! is replaced: one socket with a core for each virtual processor and one thread in each core, the
 //! hypervisor's own leaves, and the frequencies that spare a guest its calibration loops.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
@@ -24,8 +24,8 @@ const CACHES_AMD: u32 = 0x8000_001D;
 const TOPOLOGY_AMD: u32 = 0x8000_001E;
 const TOPOLOGY_AMD_V2: u32 = 0x8000_0026;
 
-/// Asynchronous page faults (bits 4, 10 and 14): a guest page that the host swapped out is waited for
-/// by the virtual processor, which every kernel gets right.
+/// Asynchronous page faults (bits 4, 10 and 14): a guest page that the host swapped out is waited
+/// for by the virtual processor, which every kernel gets right.
 const KVM_ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 
 /// Frequency of the in-kernel local APIC's bus (KVM_CAP_X86_APIC_BUS_CYCLES_NS, 1 ns by default).
@@ -103,15 +103,16 @@ pub fn address_bits(leaves: &[kvm_cpuid_entry2]) -> u8 {
 
 /// The processor states that XCR0 enables at start: x87, SSE and AVX, those of them that there are.
 ///
-/// A real processor starts with x87 only and leaves the rest to the kernel, which enables all it knows
-/// before it looks at their sizes. An emulated host does not tell KVM when its guest does so, and KVM
-/// would take it back at each exit.
+/// A real processor starts with x87 only and leaves the rest to the kernel, which enables all it
+/// knows before it looks at their sizes. An emulated host does not tell KVM when its guest does so,
+/// and KVM would take it back at each exit.
 pub fn first_states(leaves: &[kvm_cpuid_entry2]) -> Option<u64> {
     const X87_SSE_AVX: u32 = 0b111;
     find(leaves, EXTENDED_STATES).map(|entry| u64::from(entry.eax & X87_SSE_AVX))
 }
 
-/// How the APIC ids of one socket are made: `core_bits` bits of core number, no bits of thread number.
+/// How the APIC ids of one socket are made: `core_bits` bits of core number, no bits of thread
+/// number.
 #[derive(Clone, Copy)]
 struct Topology {
     count: u32,

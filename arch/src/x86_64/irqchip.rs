@@ -1,4 +1,5 @@
-//! The in-kernel interrupt controllers: routes of the IOAPIC's lines, and the local APICs' own pins.
+//! The in-kernel interrupt controllers: routes of the IOAPIC's lines, and the local APICs' own
+//! pins.
 //!
 //! There is no PIC and no PIT to be seen: the ACPI tables say "hardware reduced", time comes from
 //! kvmclock and the TSC deadline.

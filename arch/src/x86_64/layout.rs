@@ -29,9 +29,11 @@ pub const PVH_START_INFO: u64 = 0x6000;
 pub const PAGE_TABLES: u64 = 0x9000;
 /// Kernel command line.
 pub const COMMAND_LINE: Range<u64> = 0x2_0000..0x3_0000;
-/// ACPI tables (RSDP first) and SMBIOS tables: the BIOS area that kernels scan and never allocate from.
+/// ACPI tables (RSDP first) and SMBIOS tables: the BIOS area that kernels scan and never allocate
+/// from.
 pub const FIRMWARE_TABLES: Range<u64> = 0xE_0000..RESET_VECTOR;
-/// Where a processor in real mode starts after a reset (F000:FFF0): the last 16 bytes of the BIOS area.
+/// Where a processor in real mode starts after a reset (F000:FFF0): the last 16 bytes of the BIOS
+/// area.
 pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// End of conventional memory; from here to 1 MiB is reserved in the memory map.
 pub const CONVENTIONAL_MEMORY_END: u64 = 0x9_FC00;
@@ -63,7 +65,8 @@ pub const SERIAL_PORT: u16 = 0x3F8;
 pub const SERIAL_INTERRUPT: u32 = 4;
 /// Interrupt of the generic event device (power button).
 pub const POWER_INTERRUPT: u32 = 9;
-/// First interrupt line for virtio-mmio devices; the last is 23, and the power button's is left out.
+/// First interrupt line for virtio-mmio devices; the last is 23, and the power button's is left
+/// out.
 pub const MMIO_INTERRUPTS: Range<u32> = 5..IOAPIC_PINS;
 /// I/O ports of sleep control, sleep status and reset.
 pub const POWER_PORTS: Range<u16> = 0x600..0x603;
@@ -77,7 +80,8 @@ const _: () = assert!(PAGE_TABLES + 6 * PAGE_SIZE <= COMMAND_LINE.start);
 
 /// The ranges of RAM for a guest with `size` bytes: below the hole and above it.
 ///
-/// `None` when the size is not a multiple of the page size, is zero, or overflows the address space.
+/// `None` when the size is not a multiple of the page size, is zero, or overflows the address
+/// space.
 pub fn ram_ranges(size: u64) -> Option<Vec<Range<u64>>> {
     if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
         return None;

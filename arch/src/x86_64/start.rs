@@ -27,7 +27,8 @@ const PAGE_PRESENT_WRITABLE: u64 = 0b11;
 const PAGE_LARGE: u64 = 1 << 7;
 const LARGE_PAGE_SIZE: u64 = 2 << 20;
 const TABLE_ENTRIES: u64 = 512;
-/// Page directories: each maps 1 GiB, together the 4 GiB in which kernels and their data are loaded.
+/// Page directories: each maps 1 GiB, together the 4 GiB in which kernels and their data are
+/// loaded.
 const PAGE_DIRECTORIES: u64 = 4;
 
 /// Writes the tables that the first processor's registers point to.
@@ -41,8 +42,8 @@ pub fn write_tables(memory: GuestMemory, mode: EntryMode) -> Result<(), NotRam> 
     }
 }
 
-/// Writes the code that runs when a guest resets itself by a jump to the firmware: it uses the reset
-/// register.
+/// Writes the code that runs when a guest resets itself by a jump to the firmware: it uses the
+/// reset register.
 ///
 /// Linux with EFI support does so on hardware-reduced platforms, where it expects EFI to reset the
 /// machine and has only the BIOS to fall back to.

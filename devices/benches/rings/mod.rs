@@ -1,7 +1,8 @@
 //! The work that both ring benchmarks measure, for our queue and for virtio-queue's.
 //!
-//! A request is shaped as one of a disk: 16 bytes and 4 KiB to read, one byte to write. Serving it is
-//! to pop it, to resolve each buffer to host memory, to use it, and to decide about an interrupt.
+//! A request is shaped as one of a disk: 16 bytes and 4 KiB to read, one byte to write. Serving it
+//! is to pop it, to resolve each buffer to host memory, to use it, and to decide about an
+//! interrupt.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set up has nothing to say")]
 
 use std::hint::black_box;

@@ -14,8 +14,8 @@ pub enum Stage {
     Devices = 2,
     /// Nothing happens any more.
     Idle = 3,
-    /// A load is done: RDX is its kind shifted by 32 and the number of requests, RSI the nanoseconds
-    /// they took.
+    /// A load is done: RDX is its kind shifted by 32 and the number of requests, RSI the
+    /// nanoseconds they took.
     Load = 4,
     /// Something failed; RDX is the error number.
     Failed = 5,

@@ -1,5 +1,5 @@
-//! How much memory does a VMM take besides the guest's? The proportional set size of all its mappings
-//! but the guest's RAM (the kernel's Documentation/filesystems/proc.rst, smaps).
+//! How much memory does a VMM take besides the guest's? The proportional set size of all its
+//! mappings but the guest's RAM (the kernel's Documentation/filesystems/proc.rst, smaps).
 
 use std::collections::BTreeMap;
 use std::fs;

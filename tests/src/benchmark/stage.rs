@@ -15,8 +15,8 @@ use crate::tool;
 /// Where QEMU looks for its firmware.
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
-/// The disk of the guest, as the VMMs name it. It is a file of ext4, as disks are, and all of it is in
-/// the page cache.
+/// The disk of the guest, as the VMMs name it. It is a file of ext4, as disks are, and all of it is
+/// in the page cache.
 pub const DISK: &str = "/volume/disk.raw";
 const DISK_MIB: usize = 256;
 const VOLUME: &str = "352M";

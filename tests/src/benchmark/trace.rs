@@ -129,8 +129,8 @@ mod test {
 
     #[test]
     fn a_line_of_a_trace_is_taken_apart() {
-        let line = " qemu-system-x86-210     [000] d..2.    31.000250: kvm_hypercall: nr 0x6e697876 \
-            a0 0x7ff a1 0x1 a2 0x4d2 a3 0x0";
+        let line = " qemu-system-x86-210     [000] d..2.    31.000250: kvm_hypercall: nr \
+            0x6e697876 a0 0x7ff a1 0x1 a2 0x4d2 a3 0x0";
         let event = parse(line).expect("an event");
         assert_eq!((event.thread, event.name.as_str()), (210, "kvm_hypercall"));
         assert!((event.time - 31_000_250.0).abs() < 0.5);

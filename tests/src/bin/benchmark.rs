@@ -24,8 +24,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 /// Measures nixvmm beside QEMU and alioth, and prints a table of ratios.
 ///
-/// Everything runs in an emulated host whose clock counts instructions, so that results repeat whatever
-/// else this machine does. What it needs it fetches and builds first.
+/// Everything runs in an emulated host whose clock counts instructions, so that results repeat
+/// whatever else this machine does. What it needs it fetches and builds first.
 #[derive(Parser)]
 #[command(name = "cargo benchmark")]
 struct Arguments {

@@ -1,4 +1,5 @@
-//! The main thread's part while a guest runs: signals, the power button and the time that it is given.
+//! The main thread's part while a guest runs: signals, the power button and the time that it is
+//! given.
 
 use std::io;
 use std::sync::Arc;
@@ -18,8 +19,8 @@ const SIGNAL: u32 = 0;
 const PRESS: u32 = 1;
 const ENDING: u32 = 2;
 
-/// The power button is pressed again until the guest ends: one that is still booting does not hear the
-/// first press, and one that shuts down already ignores the others.
+/// The power button is pressed again until the guest ends: one that is still booting does not hear
+/// the first press, and one that shuts down already ignores the others.
 const PRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Turns signals into power button presses and, when that does not help, into the hard end.

@@ -152,8 +152,8 @@ impl Machine {
         self.threads.start(processors)
     }
 
-    /// Takes the processors out of the guest. One of them may be in a device that waits for the main
-    /// loop, which therefore goes on.
+    /// Takes the processors out of the guest. One of them may be in a device that waits for the
+    /// main loop, which therefore goes on.
     fn stop_processors(&mut self) -> Result<()> {
         let event_loop = &mut self.event_loop;
         self.threads.stop(|| Ok(event_loop.run_ready()?))

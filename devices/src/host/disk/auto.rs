@@ -1,9 +1,9 @@
 //! A disk that answers from the page cache at once and leaves the rest to io_uring.
 //!
-//! The file is asked not to wait; what it refuses then goes to the ring as if it had never been tried.
-//! Some file systems, ext4 among them, cannot be asked so for writes. A ring would give each of these
-//! to a thread of the kernel, at more than twice the time on processors, where they take turns as well;
-//! whole pages are therefore written at once.
+//! The file is asked not to wait; what it refuses then goes to the ring as if it had never been
+//! tried. Some file systems, ext4 among them, cannot be asked so for writes. A ring would give each
+//! of these to a thread of the kernel, at more than twice the time on processors, where they take
+//! turns as well; whole pages are therefore written at once.
 
 use std::collections::VecDeque;
 use std::io;

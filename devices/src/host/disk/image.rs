@@ -48,7 +48,7 @@ pub enum ImageError {
     #[error("disk image {path} is neither a regular file nor a block device", path = .0.display())]
     Kind(PathBuf),
     /// It has no bytes.
-    #[error("disk image {path} is empty; give it a size: truncate --size=4G {path}", path = .0.display())]
+    #[error("disk image {} is empty; give it a size with truncate --size=4G", .0.display())]
     Empty(PathBuf),
     /// Its end is within a block.
     #[error(
@@ -72,7 +72,7 @@ pub enum ImageError {
     )]
     Locked(PathBuf),
     /// Its file system knows no `O_DIRECT`.
-    #[error("disk image {path} cannot bypass the page cache: leave `direct` out", path = .path.display())]
+    #[error("disk image {} cannot bypass the page cache: leave `direct` out", .path.display())]
     Direct {
         /// The image.
         path: PathBuf,

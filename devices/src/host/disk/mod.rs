@@ -1,13 +1,14 @@
 //! Disks: what reads and writes an image for a block device.
 //!
-//! A [`Disk`] takes requests under tags and completes them in any order. Buffers are guest memory and
-//! go to the kernel as they are; no byte is copied on the way, save where `O_DIRECT` would refuse them.
+//! A [`Disk`] takes requests under tags and completes them in any order. Buffers are guest memory
+//! and go to the kernel as they are; no byte is copied on the way, save where `O_DIRECT` would
+//! refuse them.
 //!
 //! # What a request costs
 //!
 //! A batch is what one doorbell, or one round of completions, brings: at most a queue of requests.
-//! System calls of the worker, beside the one wait in which it sleeps and the one signal by which it
-//! interrupts (both once for a batch):
+//! System calls of the worker, beside the one wait in which it sleeps and the one signal by which
+//! it interrupts (both once for a batch):
 //!
 //! | disk  | cached read         | read that waits      | write        | durable write or flush |
 //! |-------|---------------------|----------------------|--------------|------------------------|
@@ -83,8 +84,8 @@ pub type Completion = (u32, io::Result<()>);
 pub trait Disk: Send {
     /// Takes a request. Never fails: a failure is a completion.
     ///
-    /// Call it only while [`Disk::has_room`]. The slices may go; the memory behind them is used until
-    /// the request is completed.
+    /// Call it only while [`Disk::has_room`]. The slices may go; the memory behind them is used
+    /// until the request is completed.
     fn submit(&mut self, tag: u32, request: DiskRequest<'_>);
 
     /// Starts everything that was submitted: once for a batch.

@@ -1,7 +1,7 @@
 //! A disk behind io_uring: one system call starts a batch, completions come by themselves.
 //!
-//! The kernel works on the vectors of a slot until the slot's completion is taken; slots are therefore
-//! only reused after it, and the disk is only dropped when none is left.
+//! The kernel works on the vectors of a slot until the slot's completion is taken; slots are
+//! therefore only reused after it, and the disk is only dropped when none is left.
 #![expect(unsafe_code, reason = "io_uring is told of memory by address")]
 
 use std::collections::VecDeque;
@@ -124,8 +124,8 @@ impl Disk for UringDisk {
 impl UringDisk {
     /// Sets a ring up for an open image.
     ///
-    /// A thread under a seccomp filter cannot do this, and should not: a ring acts on its behalf. The
-    /// one made here can do nothing but what a disk needs, whoever gets hold of it.
+    /// A thread under a seccomp filter cannot do this, and should not: a ring acts on its behalf.
+    /// The one made here can do nothing but what a disk needs, whoever gets hold of it.
     pub fn new(image: Arc<Image>) -> io::Result<Self> {
         let completion = Event::new()?;
         let ring = IoUring::builder()
@@ -162,8 +162,9 @@ impl UringDisk {
         let file = Fd(self.image.as_fd().as_raw_fd());
         let entry = slot.entry(file).flags(flags).user_data(u64::from(index));
         for _ in 0..2 {
-            // SAFETY: the file is open as long as the image, and the vectors of the slot stay as they are until its
-            // completion is taken: slots are not dropped before, and not loaded again.
+            // SAFETY: the file is open as long as the image, and the vectors of the slot stay as
+            // they are until its completion is taken: slots are not dropped before, and not loaded
+            // again.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 self.in_flight += 1;
                 return;

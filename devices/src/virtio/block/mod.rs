@@ -1,7 +1,7 @@
 //! Virtio block device (virtio 1.3, section 5.2).
 //!
-//! Serves one raw image over a queue for each virtual processor, all on one thread. Not offered: zoned
-//! storage, secure erase and lifetime, which files do not have, and legacy geometry.
+//! Serves one raw image over a queue for each virtual processor, all on one thread. Not offered:
+//! zoned storage, secure erase and lifetime, which files do not have, and legacy geometry.
 //!
 //! Writes are honest: without a flush command, or with the write-back cache switched off by the
 //! driver, a write is completed only when it would survive a power cut.
@@ -29,7 +29,8 @@ use crate::host::disk::{Disk, DiskRequest, Engine};
 use crate::warn_limited;
 use request::{Command, Config, ID_BYTES, Rules, Status};
 
-/// Descriptors of a queue: what Linux asks of its own SATA disks, eight times over, in 4 KiB of ring.
+/// Descriptors of a queue: what Linux asks of its own SATA disks, eight times over, in 4 KiB of
+/// ring.
 const QUEUE_SIZE: u16 = 256;
 /// Queues of a device; further virtual processors share them.
 const QUEUES_MAX: u16 = 64;
@@ -63,9 +64,9 @@ pub struct Block {
     worker: Option<Registration>,
 }
 
-/// Where the disk is while no worker has it: a ring cannot be made again under the sandbox. A worker
-/// leaves a disk that needs no ring in its place. Nobody waits for the lock: a front starts a worker
-/// when the last one is gone.
+/// Where the disk is while no worker has it: a ring cannot be made again under the sandbox. A
+/// worker leaves a disk that needs no ring in its place. Nobody waits for the lock: a front starts
+/// a worker when the last one is gone.
 type Parked = Arc<Mutex<Box<dyn Disk>>>;
 
 /// What the driver or the host may change while the worker runs.
@@ -281,7 +282,8 @@ impl BlockWorker {
         }
     }
 
-    /// Starts what was taken and answers what is done, until the disk is full or nothing waits for it.
+    /// Starts what was taken and answers what is done, until the disk is full or nothing waits for
+    /// it.
     fn go_on(&mut self) -> Result<(), Fault> {
         loop {
             self.disk.start()?;

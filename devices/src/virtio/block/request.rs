@@ -147,7 +147,8 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Takes the header off a chain, from which the status byte is split off already, and judges it.
+    /// Takes the header off a chain, from which the status byte is split off already, and judges
+    /// it.
     ///
     /// After it the chain's readable part, or its writable one, is the data of the command.
     pub(super) fn parse(self, chain: &mut Chain) -> Result<Command, Status> {
@@ -189,7 +190,8 @@ impl Rules {
         }
     }
 
-    /// Judges `len` bytes of data at `sector`, beside which there is nothing else; returns the offset.
+    /// Judges `len` bytes of data at `sector`, beside which there is nothing else; returns the
+    /// offset.
     fn data(self, sector: u64, len: usize, others: usize) -> Result<u64, Status> {
         let len = u64::try_from(len).map_err(|_| Status::IoError)?;
         if others > 0 || len > REQUEST_BYTES_MAX || !len.is_multiple_of(SECTOR_BYTES) {

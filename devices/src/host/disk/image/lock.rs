@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Locks the whole file, for readers together or for one writer; `false` when somebody else has it.
 ///
-/// The lock belongs to the open file and not to the process: it goes when the file is closed, and it
-/// keeps out a second opening by the same process too.
+/// The lock belongs to the open file and not to the process: it goes when the file is closed, and
+/// it keeps out a second opening by the same process too.
 pub(super) fn try_lock(file: BorrowedFd<'_>, shared: bool) -> io::Result<bool> {
     let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
     let request = libc::flock {

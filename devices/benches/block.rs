@@ -5,6 +5,7 @@
 //! request.
 //!
 //!     cargo bench --package devices --bench block
+#![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[GuestTest] = &[
     ("disk::thirty_disks_are_all_there_over_pci", |testbed| thirty_disks(testbed, "pci")),
     ("disk::thirty_disks_are_all_there_over_mmio", |testbed| thirty_disks(testbed, "mmio")),
     ("disk::every_engine_writes_what_the_guest_wrote", engines_agree),
+    ("disk::an_image_that_grows_is_a_disk_that_grows", grows),
     ("disk::what_cannot_be_a_disk_is_refused", refusals),
 ];
 
@@ -137,6 +138,24 @@ fn write_and_check(guest: &mut Guest, disk: &str) -> Result<()> {
     let expected = guest.run(&format!("{pattern} | sha256sum"))?;
     ensure!(found.contains(expected.trim()), "read back: {found}, expected: {expected}");
     guest.run(&format!("blkdiscard -o 8388608 -l 1048576 /dev/{disk}")).map(drop)
+}
+
+fn grows(testbed: &Testbed) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let image = sparse(&folder, "image", MEBIBYTE)?;
+    let disk = format!("path={}", text(&image)?);
+    let mut guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--disk", &disk]).boot()?;
+    let file = File::options().write(true).open(&image)?;
+    file.set_len(3 * MEBIBYTE)?;
+    guest.signal(rustix::process::Signal::USR1)?;
+    // The driver is interrupted; how soon it has read the capacity is its own affair.
+    guest.run("until grep -qx 6144 /sys/block/vda/size; do sleep 0.1; done")?;
+    guest.run("echo tail | dd of=/dev/vda bs=512 seek=6143 conv=sync,fsync")?;
+    guest.power_off()?;
+    let content = fs::read(&image)?;
+    let tail = content.get(6143 * 512..).unwrap_or_default();
+    ensure!(tail.starts_with(b"tail"), "the last sector is not what the guest wrote");
+    Ok(())
 }
 
 fn refusals(testbed: &Testbed) -> Result<()> {

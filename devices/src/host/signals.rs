@@ -10,6 +10,9 @@ use std::ptr;
 /// The signals that ask the process to end: by systemd, by the terminal's keys, by its hang-up.
 pub const END_REQUESTS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
+/// The signal that tells that disk images may have a new size.
+pub const IMAGES_CHANGED: i32 = libc::SIGUSR1;
+
 /// Blocked signals, to be read one by one.
 pub struct Signals(File);
 

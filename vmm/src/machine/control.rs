@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use devices::event::{EventSet, Handler, LoopHandle, Watch};
-use devices::host::signals::Signals;
+use devices::host::signals::{IMAGES_CHANGED, Signals};
 use devices::power::PowerButton;
+use devices::virtio::block::Resizer;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::Config;
@@ -23,11 +24,13 @@ const ENDING: u32 = 2;
 /// the first press, and one that shuts down already ignores the others.
 const PRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Turns signals into power button presses and, when that does not help, into the hard end.
+/// Turns signals into power button presses and, when that does not help, into the hard end; or into
+/// a look at the sizes of disks.
 pub(crate) struct Control {
     signals: Signals,
     endings: Endings,
     button: PowerButton,
+    resizers: Vec<Resizer>,
     press_timer: TimerFd,
     shutdown_timeout: Duration,
     /// When the guest is ended whatever it does; `None` while nobody has asked it to end.
@@ -42,6 +45,7 @@ impl Control {
         signals: Signals,
         endings: Endings,
         button: PowerButton,
+        resizers: Vec<Resizer>,
         config: &Config,
         main_loop: LoopHandle,
     ) -> Result<Self> {
@@ -51,6 +55,7 @@ impl Control {
             signals,
             endings,
             button,
+            resizers,
             press_timer,
             shutdown_timeout,
             deadline: None,
@@ -77,6 +82,15 @@ impl Control {
         }
     }
 
+    fn resize_disks(&self) {
+        for resizer in &self.resizers {
+            match resizer.resize() {
+                Ok(size) => log::info!("{} has {size} bytes now", resizer.name()),
+                Err(error) => log::warn!("{} keeps its size: {error}", resizer.name()),
+            }
+        }
+    }
+
     fn press_again(&mut self) {
         // The timer is ready, so this does not wait.
         let _ = self.press_timer.wait();
@@ -98,8 +112,11 @@ impl Handler for Control {
     fn ready(&mut self, token: u32, _: EventSet, _: &mut Watch<'_, '_>) {
         match token {
             SIGNAL => {
-                while self.signals.take().is_some() {
-                    self.ask_to_end();
+                while let Some(signal) = self.signals.take() {
+                    match signal {
+                        IMAGES_CHANGED => self.resize_disks(),
+                        _ => self.ask_to_end(),
+                    }
                 }
             }
             PRESS => self.press_again(),

@@ -15,7 +15,7 @@ use devices::panic::PanicPort;
 use devices::pci::{self, PciHost, SharedFunction};
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
 use devices::serial::{self, SerialAttendant, SerialPort};
-use devices::virtio::block::{Block, BlockOptions};
+use devices::virtio::block::{Block, BlockOptions, Resizer};
 use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::MmioTransport;
@@ -38,6 +38,7 @@ pub(crate) struct Devices {
     mmio_transports: Vec<Arc<Mutex<MmioTransport>>>,
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
+    resizers: Vec<Resizer>,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
 }
@@ -70,12 +71,14 @@ impl Devices {
             mmio_transports: Vec::new(),
             pci_transports: Vec::new(),
             pci_host: None,
+            resizers: Vec::new(),
             worker_threads: Vec::new(),
         };
         devices.add_power(&mut buses, &site)?;
         add_panic_port(&mut buses, site.endings)?;
         devices.add_serial(&mut buses, &mut site)?;
-        let virtio_devices = virtio_devices(&mut site, &mut devices.worker_threads)?;
+        let virtio_devices =
+            virtio_devices(&mut site, &mut devices.worker_threads, &mut devices.resizers)?;
         match site.config.transport {
             Transport::Pci => devices.add_pci(virtio_devices, &mut buses, &mut site)?,
             Transport::Mmio => devices.add_mmio(virtio_devices, &mut buses, &mut site)?,
@@ -86,6 +89,11 @@ impl Devices {
     /// The guest's power button.
     pub(crate) fn power_button(&self) -> PowerButton {
         self.power_button.clone()
+    }
+
+    /// What gives disks the size that their images have by now; there once.
+    pub(crate) fn take_resizers(&mut self) -> Vec<Resizer> {
+        std::mem::take(&mut self.resizers)
     }
 
     /// Puts every device where it is at power on; when this returns nothing touches guest memory.
@@ -186,10 +194,12 @@ fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
     Ok(buses.ports.insert(first..first + 1, Arc::new(Mutex::new(port)))?)
 }
 
-/// Virtio devices in the order in which the guest finds them; `threads` are those of their workers.
+/// Virtio devices in the order in which the guest finds them; `threads` are those of their workers,
+/// and `resizers` are those of the disks.
 fn virtio_devices(
     site: &mut Site<'_>,
     threads: &mut Vec<LoopThread>,
+    resizers: &mut Vec<Resizer>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     // First, because no thread may be there yet that takes the signals of a terminal.
@@ -199,7 +209,9 @@ fn virtio_devices(
         let thread = LoopThread::spawn(&format!("disk{index}"), move || {
             sandbox.enter_thread(ThreadKind::Block)
         })?;
-        devices.push(Box::new(block_device(disk, site.config.cpus, thread.handle())?));
+        let block = block_device(disk, site.config.cpus, thread.handle())?;
+        resizers.push(block.resizer());
+        devices.push(Box::new(block));
         threads.push(thread);
     }
     if let Some(stream) = console {

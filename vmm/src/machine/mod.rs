@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::devices::event::{EventLoop, Registration};
-use ::devices::host::signals::{END_REQUESTS, Signals};
+use ::devices::host::signals::{END_REQUESTS, IMAGES_CHANGED, Signals};
 use anyhow::{Context as _, Result, ensure};
 use arch::entry::Entry;
 use arch::memory::{Backing, GuestMemory, HugePages};
@@ -55,7 +55,8 @@ impl Machine {
     pub(crate) fn build(config: Config) -> Result<Self> {
         let mut timing = Timing::start();
         // 1. Signals are blocked before there is a second thread, so that no thread takes them.
-        let signals = Signals::block(&END_REQUESTS).context("cannot block signals")?;
+        let signals = [&END_REQUESTS[..], &[IMAGES_CHANGED]].concat();
+        let signals = Signals::block(&signals).context("cannot block signals")?;
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
         let endings = Endings::new()?;
         let sandbox = Sandbox::prepare(&config)?;
@@ -78,7 +79,7 @@ impl Machine {
         timing.end_step("create virtual machine");
 
         // 5. Devices on their buses, with doorbells and interrupts wired.
-        let (devices, buses) = Devices::build(Site {
+        let (mut devices, buses) = Devices::build(Site {
             config: &config,
             plan: &mut plan,
             memory,
@@ -97,7 +98,9 @@ impl Machine {
         let threads =
             VcpuThreads::spawn(config.cpus, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
         let button = devices.power_button();
-        let control = Control::new(signals, endings, button, &config, event_loop.handle())?;
+        let resizers = devices.take_resizers();
+        let main_loop = event_loop.handle();
+        let control = Control::new(signals, endings, button, resizers, &config, main_loop)?;
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
         timing.end_step("processor threads");

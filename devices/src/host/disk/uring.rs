@@ -84,14 +84,7 @@ impl Disk for UringDisk {
     }
 
     fn start(&mut self) -> io::Result<()> {
-        if self.ring.submission().is_empty() {
-            return Ok(());
-        }
-        // What completes at once is taken by the caller anyway.
-        self.ring.completion().disable_eventfd();
-        let outcome = self.enter(0);
-        self.ring.completion().enable_eventfd();
-        outcome
+        if self.ring.submission().is_empty() { Ok(()) } else { self.enter(0) }
     }
 
     fn completed(&mut self) -> Option<Completion> {

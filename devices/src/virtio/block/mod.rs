@@ -105,7 +105,8 @@ impl Block {
 
     /// The part of the disk that notices a new size of its image.
     pub fn resizer(&self) -> Resizer {
-        Resizer { image: Arc::clone(&self.image), shared: Arc::clone(&self.shared) }
+        let (image, shared) = (Arc::clone(&self.image), Arc::clone(&self.shared));
+        Resizer { name: self.name(), image, shared }
     }
 
     /// What the log calls this disk.
@@ -122,11 +123,17 @@ impl Block {
 
 /// Gives a running disk the size that its image has by now, from any thread.
 pub struct Resizer {
+    name: String,
     image: Arc<Image>,
     shared: Arc<Shared>,
 }
 
 impl Resizer {
+    /// What the log calls the disk.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Looks at the image and returns the new size in bytes, cut to whole blocks.
     ///
     /// The driver is told.

@@ -56,17 +56,19 @@ fn check(command_line: &str, max: usize) -> Result<(), Error> {
 
 /// Whether the command line sets `parameter` (a name like `root`, without `=`).
 ///
-/// Quotes protect spaces and a lone `--` ends the kernel's own parameters, as in Linux.
+/// As in Linux, quotes protect spaces, a lone `--` ends the kernel's own parameters, and `-` in a name
+/// is the same as `_`.
 pub fn has_parameter(command_line: &str, parameter: &str) -> bool {
-    parameters(command_line).any(|(name, _)| name == parameter)
+    let underscored = |byte| if byte == b'-' { b'_' } else { byte };
+    let wanted = || parameter.bytes().map(underscored);
+    parameter_names(command_line).any(|name| name.bytes().map(underscored).eq(wanted()))
 }
 
-/// The kernel's own parameters, each as its name and its value.
-fn parameters(command_line: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+fn parameter_names(command_line: &str) -> impl Iterator<Item = &str> {
     words(command_line)
         .take_while(|word| *word != "--")
         .map(|word| word.trim_start_matches('"'))
-        .map(|word| word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value))))
+        .map(|word| word.split_once('=').map_or(word, |(name, _)| name))
 }
 
 /// Splits at spaces outside double quotes.
@@ -111,6 +113,12 @@ mod test {
         for absent in ["roo", "LABEL", "init", "hvc0", "file"] {
             assert!(!has_parameter(line, absent), "{absent}");
         }
+    }
+
+    #[test]
+    fn dashes_and_underscores_in_names_are_the_same() {
+        assert!(has_parameter("panic-on_oops=1", "panic_on-oops"));
+        assert!(!has_parameter("init=/a_b", "init=/a-b"));
     }
 
     #[test]

@@ -18,10 +18,7 @@ pub(super) const KVM_SET_IDENTITY_MAP_ADDR: u32 = write::<u64>(KVM, 0x48);
 pub(super) const KVM_CREATE_IRQCHIP: u32 = none(KVM, 0x60);
 pub(super) const KVM_SET_GSI_ROUTING: u32 = write::<kvm_irq_routing>(KVM, 0x6a);
 pub(super) const KVM_IRQFD: u32 = write::<kvm_irqfd>(KVM, 0x76);
-pub(super) const KVM_CREATE_PIT2: u32 = write::<kvm_pit_config>(KVM, 0x77);
 pub(super) const KVM_IOEVENTFD: u32 = write::<kvm_ioeventfd>(KVM, 0x79);
-pub(super) const KVM_ENABLE_CAP: u32 = write::<kvm_enable_cap>(KVM, 0xa3);
-pub(super) const KVM_SIGNAL_MSI: u32 = write::<kvm_msi>(KVM, 0xa5);
 
 // Of a virtual processor.
 pub(super) const KVM_RUN: u32 = none(KVM, 0x80);
@@ -29,20 +26,15 @@ pub(super) const KVM_GET_REGS: u32 = read::<kvm_regs>(KVM, 0x81);
 pub(super) const KVM_SET_REGS: u32 = write::<kvm_regs>(KVM, 0x82);
 pub(super) const KVM_GET_SREGS: u32 = read::<kvm_sregs>(KVM, 0x83);
 pub(super) const KVM_SET_SREGS: u32 = write::<kvm_sregs>(KVM, 0x84);
-pub(super) const KVM_GET_MSRS: u32 = both::<kvm_msrs>(KVM, 0x88);
 pub(super) const KVM_SET_MSRS: u32 = write::<kvm_msrs>(KVM, 0x89);
-pub(super) const KVM_SET_FPU: u32 = write::<kvm_fpu>(KVM, 0x8d);
 pub(super) const KVM_GET_LAPIC: u32 = read::<kvm_lapic_state>(KVM, 0x8e);
 pub(super) const KVM_SET_LAPIC: u32 = write::<kvm_lapic_state>(KVM, 0x8f);
 pub(super) const KVM_SET_CPUID2: u32 = write::<kvm_cpuid2>(KVM, 0x90);
-pub(super) const KVM_SET_MP_STATE: u32 = write::<kvm_mp_state>(KVM, 0x99);
 pub(super) const KVM_SET_XCRS: u32 = write::<kvm_xcrs>(KVM, 0xa7);
 pub(super) const KVM_GET_TSC_KHZ: u32 = none(KVM, 0xa3);
 
 // Of a block device (linux/fs.h).
 pub(super) const BLKDISCARD: u32 = none(0x12, 119);
-pub(super) const BLKGETSIZE64: u32 = read::<u64>(0x12, 114);
-pub(super) const BLKZEROOUT: u32 = none(0x12, 127);
 
 // Of a terminal or socket (asm-generic/ioctls.h); those without numbers in libc for every target.
 pub(super) const TCGETS: u32 = 0x5401;
@@ -51,7 +43,6 @@ pub(super) const TCGETS2: u32 = read::<libc::termios2>(0x54, 0x2a);
 pub(super) const TCSETS2: u32 = write::<libc::termios2>(0x54, 0x2b);
 pub(super) const TIOCGPGRP: u32 = 0x540f;
 pub(super) const TIOCGWINSZ: u32 = 0x5413;
-pub(super) const FIONBIO: u32 = 0x5421;
 
 /// The type of KVM's requests.
 const KVM: u32 = 0xae;
@@ -99,9 +90,7 @@ mod test {
             (KVM_GET_REGS, 0x8090_ae81),
             (KVM_GET_SREGS, 0x8138_ae83),
             (KVM_SET_LAPIC, 0x4400_ae8f),
-            (BLKGETSIZE64, 0x8008_1272),
             (BLKDISCARD, 0x1277),
-            (BLKZEROOUT, 0x127f),
             (TCGETS2, 0x802c_542a),
             (TCSETS2, 0x402c_542b),
         ] {

@@ -148,7 +148,7 @@ fn a_forbidden_call_ends_the_process_and_is_named_whatever_thread_makes_it() {
         killed(kind, "open", "openat");
         killed(kind, "make executable memory", "mmap");
         killed(kind, "signal another process", "tgkill");
-        killed(kind, "other request", "ioctl");
+        killed(kind, "other request", "ioctl 0xae99");
     }
 }
 

@@ -61,30 +61,47 @@ struct Refusal {
     architecture: libc::c_uint,
 }
 
-extern "C" fn refuse(_: libc::c_int, info: *const libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn refuse(
+    _: libc::c_int,
+    info: *const libc::siginfo_t,
+    context: *const libc::ucontext_t,
+) {
     // SAFETY: the kernel gives a siginfo_t, which for SIGSYS begins with these fields.
     let number = unsafe { (*info.cast::<Refusal>()).number };
     let words = LAST_WORDS.get();
-    if let Some(words) = words {
-        (words.restore)();
-    }
-    let kind = KIND.get().map_or("other", ThreadKind::name);
     let mut line = Line::default();
     line.push(words.map_or("", |words| words.prefix));
     line.push("the sandbox refuses system call ");
-    line.push_number(number.unsigned_abs());
+    line.push_number(number.unsigned_abs().into(), 10);
     line.push(" (");
     line.push(names::name(number.into()).unwrap_or("unknown"));
+    // SAFETY: the kernel gives the context in which the signal arrived.
+    if let Some(argument) = second_argument(unsafe { &*context })
+        && matches!(number.into(), libc::SYS_ioctl | libc::SYS_fcntl)
+    {
+        line.push(" 0x");
+        line.push_number(argument & u64::from(u32::MAX), 16);
+    }
     line.push(") on a thread of kind ");
-    line.push(kind);
+    line.push(KIND.get().map_or("other", ThreadKind::name));
     line.push(": this is a bug or an attack, the process ends\n");
     let _ = rustix::io::write(stderr(), line.bytes());
+    if let Some(words) = words {
+        (words.restore)();
+    }
     // SAFETY: no kind of thread may make this call, and it changes nothing. The second refusal
     // kills.
     unsafe {
         libc::syscall(libc::SYS_getppid);
         libc::_exit(128 + libc::SIGSYS);
     }
+}
+
+/// The request of an ioctl or the command of an fcntl.
+#[cfg(target_arch = "x86_64")]
+fn second_argument(context: &libc::ucontext_t) -> Option<u64> {
+    let register = usize::try_from(libc::REG_RSI).ok()?;
+    context.uc_mcontext.gregs.get(register).map(|value| value.cast_unsigned())
 }
 
 /// A line that needs no memory but its own.
@@ -109,12 +126,12 @@ impl Line {
         }
     }
 
-    fn push_number(&mut self, number: u32) {
-        if number >= 10 {
-            self.push_number(number / 10);
+    fn push_number(&mut self, number: u64, base: u64) {
+        if number >= base {
+            self.push_number(number / base, base);
         }
-        let digits = "0123456789";
-        let digit = (number % 10) as usize;
+        let digits = "0123456789abcdef";
+        let digit = usize::try_from(number % base).unwrap_or_default();
         self.push(digits.get(digit..=digit).unwrap_or_default());
     }
 

@@ -13,7 +13,6 @@ use std::thread::{self, ThreadId};
 use event_manager::{
     EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use event_manager::EventSet;
@@ -42,10 +41,14 @@ impl Event {
         self.0.read().is_ok()
     }
 
-    /// Says whether there is a signal to take.
+    /// Says whether there is a signal to take, by taking it for a moment: for events that nobody
+    /// else takes meanwhile.
     pub fn is_signalled(&self) -> bool {
-        let mut files = [PollFd::new(self, PollFlags::IN)];
-        poll(&mut files, Some(&Timespec::default())) == Ok(1)
+        let is_signalled = self.take();
+        if is_signalled {
+            self.signal();
+        }
+        is_signalled
     }
 
     /// Says whether both are the same event.

@@ -81,8 +81,8 @@ fn much_output(testbed: &Testbed) -> Result<()> {
 fn serial(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("serial");
-    let mut guest = tiny(testbed)
-        .command_line("earlycon=uart8250,io,0x3f8 console=ttyS0 loglevel=7 agent=ttyS0")
+    let command_line = "loglevel=7 earlycon=uart8250,io,0x3f8 console=ttyS0 agent=ttyS0";
+    let mut guest = Launch::tiny_with(testbed, &testbed.bzimage, command_line)
         .arguments(["--serial", "stdio", "--console", &format!("file,path={}", path.display())])
         .boot()?;
     let log = guest.console().text();

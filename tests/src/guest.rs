@@ -52,9 +52,14 @@ impl Launch {
 
     /// The tiny guest on `kernel`.
     pub fn tiny(testbed: &Testbed, kernel: &Path) -> Self {
+        Self::tiny_with(testbed, kernel, TINY_COMMAND_LINE)
+    }
+
+    /// The tiny guest on `kernel` with nothing on its kernel command line but `command_line`.
+    pub fn tiny_with(testbed: &Testbed, kernel: &Path, command_line: &str) -> Self {
         let mut launch = Self::bare(testbed);
         launch.command.arg("--kernel").arg(kernel).arg("--initrd").arg(&testbed.tiny);
-        launch.command_line(TINY_COMMAND_LINE)
+        launch.command_line(command_line)
     }
 
     /// The NixOS-shaped guest with the store image `store`.

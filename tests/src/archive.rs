@@ -13,6 +13,9 @@ const FOLDER: u32 = 0o040_000;
 const LINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
+/// What an archive of these sources contains depends on them: an input of everything cached.
+pub const SOURCE: &str = include_str!("archive.rs");
+
 /// Busybox is called by these names in initramfs.
 const COMMANDS: &str = "sh awk base64 blkdiscard blkid cat chmod cmp cp cut date dd devmem df \
     dmesg echo env false findfs free grep head hexdump hostname id insmod \

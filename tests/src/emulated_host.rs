@@ -12,7 +12,7 @@ use std::{env, io};
 use anyhow::{Context, Result, bail};
 use rustix::process::geteuid;
 
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::packages::{self, Program};
@@ -104,7 +104,7 @@ impl EmulatedHost {
         let kernel = Kernel::fetch(cache)?;
         let busybox = packages::busybox(cache)?;
         let modules = MODULES.concat();
-        let inputs = [kernel.release.as_bytes(), INIT.as_bytes(), modules.as_bytes()];
+        let inputs = [&kernel.release, INIT, &modules, archive::SOURCE].map(str::as_bytes);
         let folder = cache.entry("emulated-host", &inputs, |folder| {
             let mut archive = Archive::new();
             archive.busybox(&busybox)?;

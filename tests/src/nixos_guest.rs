@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::packages::{self, Program};
@@ -148,7 +148,7 @@ impl Names {
 fn initrd(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let busybox = packages::busybox(cache)?;
     let modules = MODULES.concat();
-    let inputs = [&kernel.release, STAGE_1, &modules].map(str::as_bytes);
+    let inputs = [&kernel.release, STAGE_1, &modules, archive::SOURCE].map(str::as_bytes);
     let folder = cache.entry("nixos-initrd", &inputs, |folder| {
         let mut archive = Archive::new();
         archive.busybox(&busybox)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::packages;
@@ -17,8 +17,8 @@ pub const AGENT: &str = include_str!("../../resources/guest/agent.sh");
 const INIT: &str = include_str!("../../resources/guest/tiny-init.sh");
 
 /// The modules of guests: every device a test boots with, the file systems of its disks, what
-/// systemd wants, and the power button.
-pub const MODULES: [&str; 11] = [
+/// systemd wants, the power button, and how a panic is told.
+pub const MODULES: [&str; 12] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_console",
@@ -30,6 +30,7 @@ pub const MODULES: [&str; 11] = [
     "autofs4",
     "button",
     "evdev",
+    "pvpanic_mmio",
 ];
 
 /// The initramfs of the tiny guest for `kernel`.
@@ -39,7 +40,7 @@ pub const MODULES: [&str; 11] = [
 pub fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let busybox = packages::busybox(cache)?;
     let modules = MODULES.concat();
-    let inputs = [&kernel.release, INIT, AGENT, &modules].map(str::as_bytes);
+    let inputs = [&kernel.release, INIT, AGENT, &modules, archive::SOURCE].map(str::as_bytes);
     let folder = cache.entry("tiny-guest", &inputs, |folder| {
         let mut archive = Archive::new();
         archive.busybox(&busybox)?;

@@ -56,8 +56,8 @@ fn check(command_line: &str, max: usize) -> Result<(), Error> {
 
 /// Whether the command line sets `parameter` (a name like `root`, without `=`).
 ///
-/// As in Linux, quotes protect spaces, a lone `--` ends the kernel's own parameters, and `-` in a name
-/// is the same as `_`.
+/// As in Linux, quotes protect spaces, a lone `--` ends the kernel's own parameters, and `-` in a
+/// name is the same as `_`.
 pub fn has_parameter(command_line: &str, parameter: &str) -> bool {
     let underscored = |byte| if byte == b'-' { b'_' } else { byte };
     let wanted = || parameter.bytes().map(underscored);

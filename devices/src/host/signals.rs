@@ -59,7 +59,8 @@ impl AsRawFd for Signals {
 
 fn is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action this only fills the old one, which is read if it has been filled.
+    // SAFETY: without a new action this only fills the old one, which is read if it has been
+    // filled.
     unsafe {
         libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN

@@ -273,7 +273,8 @@ impl Host<'_> {
             .arg(vmm.program(&self.plan.programs))
             .args(vmm.arguments(machine))
             .env_clear()
-            .stdin(Stdio::null())
+            // Alioth polls its standard input, which an empty device does not allow.
+            .stdin(Stdio::piped())
             .stdout(output("console")?)
             .stderr(output("errors")?)
             .spawn()

@@ -13,6 +13,7 @@ pub mod trace;
 pub mod vmm;
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -108,7 +109,10 @@ impl Plan {
         packages::require(&[Program::Qemu, Program::MakeExt4])?;
         let qemu = tool::find(Program::Qemu.name()).context("QEMU was just installed")?;
         let alioth = alioth(cache)?;
-        let nixvmm = program::build_static("nixvmm", "nixvmm", "release")?;
+        let nixvmm = match env::var_os("NIXVMM_PROGRAM") {
+            Some(path) => PathBuf::from(path),
+            None => program::build_static("nixvmm", "nixvmm", "release")?,
+        };
         let guest = program::build_static("tests", "benchmark-guest", "test-guest")?;
         let kernel = Kernel::fetch(cache)?;
         let vmlinux = vmlinux(cache, &kernel, &nixvmm)?;

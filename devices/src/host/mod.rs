@@ -2,5 +2,6 @@
 
 pub mod disk;
 pub mod entropy;
+pub mod program;
 pub mod signals;
 pub mod stream;

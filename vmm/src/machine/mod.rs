@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::devices::event::{EventLoop, Registration};
+use ::devices::host::program;
 use ::devices::host::signals::{END_REQUESTS, IMAGES_CHANGED, Signals};
 use anyhow::{Context as _, Result, ensure};
 use arch::entry::Entry;
@@ -152,6 +153,7 @@ impl Machine {
         let entry = self.images.load(&self.config, self.memory, &self.platform)?;
         start::write_reset_vector(self.memory, &self.platform.power)?;
         let processors = self.vm.create_processors(self.platform.processors, entry)?;
+        program::release_code();
         self.threads.start(processors)
     }
 

@@ -86,10 +86,14 @@ impl Host<'_> {
         for vmm in &self.plan.vmms {
             beat();
             tool::progress(&format!("{what}: {}", vmm.name()));
+            let before = figures.figures.len();
             if let Err(error) = measure(self, *vmm, figures) {
                 let note = format!("{what}, {}: {error:#}; {}", vmm.name(), self.said());
                 tool::progress(&note);
                 figures.notes.push(note);
+            }
+            for figure in figures.figures.iter().skip(before) {
+                tool::progress(&format!("  {}: {:.2} {}", figure.row, figure.value, figure.unit));
             }
         }
     }
@@ -267,7 +271,8 @@ impl Host<'_> {
 
     fn spawn(&self, vmm: Vmm, machine: &Machine<'_>) -> Result<Child> {
         let output = |name: &str| File::create(self.stage.root.join(name));
-        Command::new(&self.plan.busybox)
+        // Nothing here may wait for the machine around: the clock would run on to the next alarm.
+        Command::new(self.stage.path(&self.plan.busybox)?)
             .arg("chroot")
             .arg(&self.stage.root)
             .arg(vmm.program(&self.plan.programs))

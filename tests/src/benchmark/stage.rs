@@ -58,8 +58,16 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Where the copy of `file` is.
+    ///
+    /// # Errors
+    /// When `file` is no absolute path.
+    pub fn path(&self, file: &Path) -> Result<PathBuf> {
+        Ok(self.root.join(file.strip_prefix("/")?))
+    }
+
     fn copy(&self, file: &Path) -> Result<()> {
-        let target = self.root.join(file.strip_prefix("/")?);
+        let target = self.path(file)?;
         fs::create_dir_all(target.parent().context("a file is in a folder")?)?;
         fs::copy(file, &target).with_context(|| format!("{} cannot be copied", file.display()))?;
         Ok(())

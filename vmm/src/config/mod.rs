@@ -22,6 +22,7 @@ pub use console::Console;
 pub use files::MAX_SOCKET_PATH_BYTES;
 pub use names::nearest;
 pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
+pub(crate) use root::SERIAL as ROOT_SERIAL;
 
 /// One machine: everything that `nixvmm run` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

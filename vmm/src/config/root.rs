@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 pub(super) use boot::cmdline::has_parameter;
 
 /// The root disk's serial, by which an initrd finds it.
-pub(super) const SERIAL: &str = "root";
+pub(crate) const SERIAL: &str = "root";
 
 /// File systems that a root image may have: name, offset of the magic number, magic number
 /// (the kernel's magic.h, little endian).

@@ -54,7 +54,8 @@ impl ThreadKind {
 pub struct Sandbox(Option<Arc<Rules>>);
 
 struct Rules {
-    filters: [BpfProgram; ThreadKind::ALL.len()],
+    /// In the order of [`ThreadKind::ALL`].
+    filters: Vec<BpfProgram>,
     removed: Vec<PathBuf>,
 }
 
@@ -70,8 +71,8 @@ impl Sandbox {
             log::warn!("--sandbox off: nothing stands between this process and the host");
             return Ok(Self(None));
         }
-        let [main, vcpu, block] = ThreadKind::ALL.map(filter::compile);
-        let rules = Rules { filters: [main?, vcpu?, block?], removed: removed_at_end(config) };
+        let filters = ThreadKind::ALL.into_iter().map(filter::compile).collect::<Result<_>>()?;
+        let rules = Rules { filters, removed: removed_at_end(config) };
         violation::handle()?;
         capabilities::give_up_inheritance()?;
         Ok(Self(Some(Arc::new(rules))))

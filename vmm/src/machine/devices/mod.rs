@@ -1,21 +1,21 @@
 //! Every device of the machine, on its bus and wired.
 
+mod disk;
+mod stream;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use arch::memory::GuestMemory;
 use arch::target::layout;
 use devices::bus::Bus;
-use devices::event::{Event, EventLoop, LoopHandle, Registration};
-use devices::host::disk::Engine;
-use devices::host::disk::image::{Access, Image};
-use devices::host::stream::Stream;
+use devices::event::{Event, EventLoop, Registration};
 use devices::interrupt::MessageRoutes;
 use devices::panic::PanicPort;
 use devices::pci::{self, PciHost, SharedFunction};
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
 use devices::serial::{self, SerialAttendant, SerialPort};
-use devices::virtio::block::{Block, BlockOptions, Resizer};
+use devices::virtio::block::Resizer;
 use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::MmioTransport;
@@ -24,11 +24,11 @@ use devices::virtio::rng::Entropy;
 use devices::virtio::{self};
 
 use crate::address_plan::AddressPlan;
-use crate::config::{self, Config, Console, Disk, Transport};
+use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
 use crate::run_state::{Ending, Endings};
-use crate::sandbox::{Sandbox, ThreadKind};
+use crate::sandbox::Sandbox;
 use crate::vcpu::Buses;
 
 /// The devices that something is asked of after they are on their bus.
@@ -123,7 +123,9 @@ impl Devices {
     }
 
     fn add_serial(&mut self, buses: &mut Buses, site: &mut Site<'_>) -> Result<()> {
-        let Some(stream) = stream("--serial", &site.config.serial, site)? else { return Ok(()) };
+        let Some(stream) = stream::open("--serial", &site.config.serial, site)? else {
+            return Ok(());
+        };
         let place = site.plan.take_serial_port();
         let interrupt = Event::new()?;
         site.vm.connect_line(place.interrupt, interrupt.clone())?;
@@ -203,17 +205,8 @@ fn virtio_devices(
 ) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     // First, because no thread may be there yet that takes the signals of a terminal.
-    let console = stream("--console", &site.config.console, site)?;
-    for (index, disk) in site.config.disks.iter().enumerate() {
-        let sandbox = site.sandbox.clone();
-        let thread = LoopThread::spawn(&format!("disk{index}"), move || {
-            sandbox.enter_thread(ThreadKind::Block)
-        })?;
-        let block = block_device(disk, site.config.cpus, thread.handle())?;
-        resizers.push(block.resizer());
-        devices.push(Box::new(block));
-        threads.push(thread);
-    }
+    let console = stream::open("--console", &site.config.console, site)?;
+    disk::add(site, &mut devices, threads, resizers)?;
     if let Some(stream) = console {
         devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
     }
@@ -221,41 +214,4 @@ fn virtio_devices(
         devices.push(Box::new(Entropy::new(site.main_loop.handle())));
     }
     Ok(devices)
-}
-
-/// A disk with a queue for each processor.
-fn block_device(disk: &Disk, processors: u32, home: LoopHandle) -> Result<Block> {
-    let access = Access { read_only: disk.readonly, direct: disk.direct };
-    let image = Image::open(&disk.path, access)?;
-    let options = BlockOptions {
-        image,
-        serial: disk.serial.clone().unwrap_or_default(),
-        engine: match disk.engine {
-            config::Engine::Auto => Engine::Auto,
-            config::Engine::Uring => Engine::Uring,
-            config::Engine::Sync => Engine::Sync,
-        },
-        queues: u16::try_from(processors).unwrap_or(u16::MAX),
-    };
-    Block::new(options, home).with_context(|| format!("--disk {}", disk.path.display()))
-}
-
-/// What is behind a console or serial port; the escape keys of a terminal end the machine.
-fn stream(flag: &str, console: &Console, site: &mut Site<'_>) -> Result<Option<Stream>> {
-    let main_loop = &mut *site.main_loop;
-    let stream = match console {
-        Console::Off => return Ok(None),
-        Console::Stdio => {
-            let endings = site.endings.clone();
-            Stream::stdio(main_loop, Box::new(move || endings.report(Ending::Killed)))
-        }
-        Console::Pty { link } => Stream::pty(main_loop, link.as_deref()).map(|(stream, path)| {
-            log::info!("{flag}: {}", path.display());
-            stream
-        }),
-        Console::File { path } => Stream::file(main_loop, path),
-        Console::Socket { path } => Stream::socket(main_loop, path),
-    };
-    let place = console.path().map(|path| format!(" {}", path.display())).unwrap_or_default();
-    Ok(Some(stream.with_context(|| format!("{flag}{place}: cannot be opened"))?))
 }

@@ -51,6 +51,11 @@ impl Event {
         is_signalled
     }
 
+    /// The event as rust-vmm crates take it.
+    pub(crate) fn eventfd(&self) -> &EventFd {
+        &self.0
+    }
+
     /// Says whether both are the same event.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

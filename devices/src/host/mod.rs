@@ -5,3 +5,4 @@ pub mod entropy;
 pub mod program;
 pub mod signals;
 pub mod stream;
+pub mod vhost;

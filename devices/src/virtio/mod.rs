@@ -13,4 +13,5 @@ pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod transport;
+pub mod vhost;
 pub mod worker;

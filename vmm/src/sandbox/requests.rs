@@ -36,6 +36,18 @@ pub(super) const KVM_GET_TSC_KHZ: u32 = none(KVM, 0xa3);
 // Of a block device (linux/fs.h).
 pub(super) const BLKDISCARD: u32 = none(0x12, 119);
 
+// Of a vhost driver (linux/vhost.h); those for several devices, then the drivers' own.
+pub(super) const VHOST_SET_FEATURES: u32 = write::<u64>(VHOST, 0x00);
+pub(super) const VHOST_SET_MEM_TABLE: u32 = write::<u64>(VHOST, 0x03);
+pub(super) const VHOST_SET_VRING_NUM: u32 = write::<u64>(VHOST, 0x10);
+pub(super) const VHOST_SET_VRING_ADDR: u32 = write::<[u64; 5]>(VHOST, 0x11);
+pub(super) const VHOST_SET_VRING_BASE: u32 = write::<u64>(VHOST, 0x12);
+pub(super) const VHOST_SET_VRING_KICK: u32 = write::<u64>(VHOST, 0x20);
+pub(super) const VHOST_SET_VRING_CALL: u32 = write::<u64>(VHOST, 0x21);
+pub(super) const VHOST_SET_VRING_ERR: u32 = write::<u64>(VHOST, 0x22);
+pub(super) const VHOST_NET_SET_BACKEND: u32 = write::<u64>(VHOST, 0x30);
+pub(super) const VHOST_VSOCK_SET_RUNNING: u32 = write::<u32>(VHOST, 0x61);
+
 // Of a terminal or socket (asm-generic/ioctls.h); those without numbers in libc for every target.
 pub(super) const TCGETS: u32 = 0x5401;
 pub(super) const TCSETS: u32 = 0x5402;
@@ -46,6 +58,9 @@ pub(super) const TIOCGWINSZ: u32 = 0x5413;
 
 /// The type of KVM's requests.
 const KVM: u32 = 0xae;
+
+/// The type of vhost's requests.
+const VHOST: u32 = 0xaf;
 
 const fn none(kind: u32, number: u32) -> u32 {
     kind << 8 | number
@@ -91,6 +106,9 @@ mod test {
             (KVM_GET_SREGS, 0x8138_ae83),
             (KVM_SET_LAPIC, 0x4400_ae8f),
             (BLKDISCARD, 0x1277),
+            (VHOST_SET_MEM_TABLE, 0x4008_af03),
+            (VHOST_SET_VRING_ADDR, 0x4028_af11),
+            (VHOST_VSOCK_SET_RUNNING, 0x4004_af61),
             (TCGETS2, 0x802c_542a),
             (TCSETS2, 0x402c_542b),
         ] {

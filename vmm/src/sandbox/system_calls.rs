@@ -161,6 +161,17 @@ const MAIN: &[Call] = &[
             When::Request(TCGETS2),
             When::Request(TIOCGPGRP),
             When::Request(TIOCGWINSZ),
+            // Rings that a driver of the host's kernel takes over.
+            When::Request(VHOST_NET_SET_BACKEND),
+            When::Request(VHOST_SET_FEATURES),
+            When::Request(VHOST_SET_MEM_TABLE),
+            When::Request(VHOST_SET_VRING_ADDR),
+            When::Request(VHOST_SET_VRING_BASE),
+            When::Request(VHOST_SET_VRING_CALL),
+            When::Request(VHOST_SET_VRING_ERR),
+            When::Request(VHOST_SET_VRING_KICK),
+            When::Request(VHOST_SET_VRING_NUM),
+            When::Request(VHOST_VSOCK_SET_RUNNING),
         ],
     ),
 ];

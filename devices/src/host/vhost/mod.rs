@@ -1,0 +1,4 @@
+//! What takes over a device's rings so that its data does not pass through this process: drivers in
+//! the host's kernel, and processes that speak vhost-user.
+
+pub mod kernel;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
-use vmm::config::{BootProtocol, Config, Console, Disk, OnReboot, Transport};
+use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Transport};
 
 use crate::devices::{self, MemoryChange};
 use crate::key_values::on_or_off;
@@ -74,6 +74,14 @@ pub(crate) struct Machine {
         value_parser = devices::disk
     )]
     disks: Vec<Disk>,
+    /// A network card; may be given more than once, and adds to those of --config.
+    #[arg(
+        long = "net",
+        value_name = "tap=NAME|fd=N[:M…]|type=macvtap,fd=N[:M…]|type=user|vhost-user=SOCKET\
+                      [,mac=ADDRESS][,queues=PAIRS][,vhost=auto|on|off][,mtu=BYTES]",
+        value_parser = devices::net
+    )]
+    nets: Vec<Net>,
     /// Number of virtual processors [default: 1].
     #[arg(long, value_name = "NUMBER")]
     cpus: Option<u32>,
@@ -160,6 +168,7 @@ impl Machine {
         replace(&mut config.boot_protocol, self.boot_protocol);
         config.root = self.root.or(config.root);
         config.disks.extend(self.disks);
+        config.nets.extend(self.nets);
         replace(&mut config.cpus, self.cpus);
         if let Some(change) = self.memory {
             change.apply(&mut config.memory);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use vmm::config::{ByteSize, Console, Disk, HugePages, Memory};
+use vmm::config::{ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink};
 
 use crate::key_values::KeyValues;
 
@@ -16,6 +16,32 @@ pub(crate) fn disk(text: &str) -> Result<Disk, String> {
         direct: items.switch("direct")?.unwrap_or_default(),
         engine: items.value("engine")?.unwrap_or_default(),
     })
+}
+
+/// The keys of `--net`.
+pub(crate) fn net(text: &str) -> Result<Net, String> {
+    let keys = &["tap", "fd", "type", "vhost-user", "mac", "queues", "vhost", "mtu"];
+    let items = KeyValues::parse(text, keys)?;
+    let fd: Option<String> = items.value("fd")?;
+    let link = NetLink::from_keys(LinkKeys {
+        kind: items.value("type")?,
+        tap: items.value("tap")?,
+        fd: fd.as_deref().map(descriptors).transpose()?,
+        vhost_user: items.value("vhost-user")?,
+    })?;
+    Ok(Net {
+        mac: items.value("mac")?,
+        queues: items.value("queues")?,
+        vhost: items.value("vhost")?.unwrap_or_default(),
+        mtu: items.value("mtu")?,
+        ..Net::new(link)
+    })
+}
+
+/// `3:4:5`, one descriptor for each queue pair.
+fn descriptors(text: &str) -> Result<Vec<i32>, String> {
+    let number = |part: &str| part.parse().map_err(|error| format!("fd={text}: {error}"));
+    text.split(':').map(number).collect()
 }
 
 /// What `--memory` changes.
@@ -93,6 +119,42 @@ mod test {
             disk("a,engine=fast").unwrap_err(),
             "engine=fast: unknown variant `fast`, expected one of `auto`, `uring`, `sync`"
         );
+    }
+
+    #[test]
+    fn a_net_flag_says_what_is_behind_the_card_first() {
+        use vmm::config::VhostNet;
+
+        assert_eq!(net("vmtap0").unwrap(), Net::new(NetLink::Tap("vmtap0".into())));
+        assert_eq!(net("fd=3").unwrap(), Net::new(NetLink::Descriptors(vec![3])));
+        assert_eq!(net("type=user").unwrap(), Net::new(NetLink::User));
+        assert_eq!(net("vhost-user=/s").unwrap(), Net::new(NetLink::VhostUser("/s".into())));
+        assert_eq!(
+            net("type=macvtap,fd=3:4,mac=52:54:00:00:00:01,queues=2,vhost=off,mtu=9000").unwrap(),
+            Net {
+                mac: Some("52:54:00:00:00:01".parse().unwrap()),
+                queues: Some(2),
+                vhost: VhostNet::Off,
+                mtu: Some(9000),
+                ..Net::new(NetLink::Macvtap(vec![3, 4]))
+            }
+        );
+        for (text, expected) in [
+            ("mtu=1500", "give one of tap=NAME, fd=N, type=user and vhost-user=SOCKET"),
+            ("tap=a,fd=3", "tap, fd, vhost-user and type=user exclude one another"),
+            ("fd=3:x", "fd=3:x: invalid digit found in string"),
+            (
+                "tap=a,mac=01:00:00:00:00:00",
+                "mac=01:00:00:00:00:00: no address of one card: the first byte must be even, \
+                 and not all may be zero",
+            ),
+            (
+                "tap=a,vhost=yes",
+                "vhost=yes: unknown variant `yes`, expected one of `auto`, `on`, `off`",
+            ),
+        ] {
+            assert_eq!(net(text).unwrap_err(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn every_flag_reaches_the_machine() {
         "--root=r",
         "--disk=a,readonly",
         "--disk=path=b,engine=sync",
+        "--net=vmtap0,vhost=off",
         "--cpus=4",
         "--memory=1G,shared",
         "--console=pty",
@@ -107,6 +108,13 @@ fn what_is_wrong_is_named_with_flag_value_and_remedy() {
             "--disk=a,redonly",
             "error: invalid value 'a,redonly' for '--disk <[path=]FILE[,readonly][,serial=ID]\
              [,direct][,engine=auto|uring|sync]>': unknown key redonly: did you mean readonly?",
+        ),
+        (
+            "--net=vmtap0,que=2",
+            "error: invalid value 'vmtap0,que=2' for '--net <tap=NAME|fd=N[:M…]|\
+             type=macvtap,fd=N[:M…]|type=user|vhost-user=SOCKET[,mac=ADDRESS][,queues=PAIRS]\
+             [,vhost=auto|on|off][,mtu=BYTES]>': unknown key que: there are tap, fd, type, \
+             vhost-user, mac, queues, vhost, mtu",
         ),
         (
             "--memory=4GB",

@@ -9,6 +9,7 @@ pub mod chain;
 pub mod console;
 pub mod device;
 pub mod mmio;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;

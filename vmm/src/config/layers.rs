@@ -107,6 +107,10 @@ fn schema() -> Option<Value> {
         ..Config::default()
     })
     .ok()?;
+    *every_key.get_mut("nets")? = serde_json::json!([{
+        "type": null, "tap": null, "fd": null, "vhost-user": null, "mac": null, "queues": null,
+        "vhost": null, "mtu": null,
+    }]);
     let console = serde_json::json!({ "kind": null, "path": null, "link": null });
     for key in ["console", "serial"] {
         *every_key.get_mut(key)? = console.clone();

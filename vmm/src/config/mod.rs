@@ -9,6 +9,7 @@ mod console;
 mod files;
 mod layers;
 mod names;
+mod net;
 mod resolve;
 mod root;
 
@@ -21,6 +22,8 @@ pub use byte_size::{ByteSize, ByteSizeError};
 pub use console::Console;
 pub use files::MAX_SOCKET_PATH_BYTES;
 pub use names::nearest;
+pub use net::{DEFAULT_QUEUE_PAIRS_MAX, MAX_QUEUE_PAIRS};
+pub use net::{LinkKeys, LinkKind, Mac, MacError, Net, NetLink, VhostNet};
 pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
 pub(crate) use root::SERIAL as ROOT_SERIAL;
 
@@ -40,6 +43,8 @@ pub struct Config {
     pub root: Option<PathBuf>,
     /// Further disks, in the order in which the guest finds them. Default: none.
     pub disks: Vec<Disk>,
+    /// Network cards, in the order in which the guest finds them. Default: none.
+    pub nets: Vec<Net>,
     /// Number of virtual processors. Default: 1.
     pub cpus: u32,
     /// RAM of the guest.
@@ -74,6 +79,7 @@ impl Default for Config {
             boot_protocol: BootProtocol::Auto,
             root: None,
             disks: Vec::new(),
+            nets: Vec::new(),
             cpus: 1,
             memory: Memory::default(),
             console: Console::Stdio,

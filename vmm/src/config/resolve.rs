@@ -37,6 +37,7 @@ impl Config {
         self.check_command_line()?;
         self.resolve_root()?;
         self.resolve_disks()?;
+        self.resolve_nets()?;
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
         self.check_smbios()?;

@@ -32,11 +32,13 @@ pub enum ThreadKind {
     Vcpu,
     /// The worker of a disk.
     Block,
+    /// A worker of a network card.
+    Net,
 }
 
 impl ThreadKind {
     /// All of them.
-    const ALL: [Self; 3] = [Self::Main, Self::Vcpu, Self::Block];
+    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Block, Self::Net];
 
     /// Its name in messages.
     #[must_use]
@@ -45,6 +47,7 @@ impl ThreadKind {
             Self::Main => "main",
             Self::Vcpu => "vcpu",
             Self::Block => "block",
+            Self::Net => "net",
         }
     }
 }

@@ -56,6 +56,10 @@ pub(super) const TCSETS2: u32 = write::<libc::termios2>(0x54, 0x2b);
 pub(super) const TIOCGPGRP: u32 = 0x540f;
 pub(super) const TIOCGWINSZ: u32 = 0x5413;
 
+// Of a tap interface (linux/if_tun.h).
+pub(super) const TUNSETOFFLOAD: u32 = write::<u32>(b'T' as u32, 208);
+pub(super) const TUNSETQUEUE: u32 = write::<libc::c_int>(b'T' as u32, 217);
+
 /// The type of KVM's requests.
 const KVM: u32 = 0xae;
 
@@ -110,6 +114,8 @@ mod test {
             (VHOST_SET_VRING_ADDR, 0x4028_af11),
             (VHOST_VSOCK_SET_RUNNING, 0x4004_af61),
             (TCGETS2, 0x802c_542a),
+            (TUNSETOFFLOAD, 0x4004_54d0),
+            (TUNSETQUEUE, 0x4004_54d9),
             (TCSETS2, 0x402c_542b),
         ] {
             assert_eq!(request, expected, "{request:#x} {expected:#x}");

@@ -31,6 +31,7 @@ pub(super) fn allowed(kind: ThreadKind) -> [&'static [Call]; 2] {
         ThreadKind::Main => MAIN,
         ThreadKind::Vcpu => VCPU,
         ThreadKind::Block => BLOCK,
+        ThreadKind::Net => NET,
     };
     [own, EVERY_THREAD]
 }
@@ -90,6 +91,9 @@ const VCPU: &[Call] = &[
             When::Request(KVM_SET_GSI_ROUTING),
             // Where a processor was when it could not go on.
             When::Request(KVM_GET_REGS),
+            // Queues and offloads of a tap, when a driver starts.
+            When::Request(TUNSETOFFLOAD),
+            When::Request(TUNSETQUEUE),
         ],
     ),
     // What a device needs when its driver activates it.
@@ -111,6 +115,8 @@ const BLOCK: &[Call] = &[
     always(libc::SYS_lseek),
     when(libc::SYS_ioctl, &[When::Request(BLKDISCARD)]),
 ];
+
+const NET: &[Call] = &[always(libc::SYS_readv), always(libc::SYS_writev)];
 
 const MAIN: &[Call] = &[
     // Consoles: files, terminals, sockets whose clients come and go.
@@ -172,6 +178,9 @@ const MAIN: &[Call] = &[
             When::Request(VHOST_SET_VRING_KICK),
             When::Request(VHOST_SET_VRING_NUM),
             When::Request(VHOST_VSOCK_SET_RUNNING),
+            // What a driver changes by a network card's control queue.
+            When::Request(TUNSETOFFLOAD),
+            When::Request(TUNSETQUEUE),
         ],
     ),
 ];

@@ -3,7 +3,9 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::super::{BootProtocol, Engine, HugePages, Memory, OnReboot, Smbios, Transport};
+use super::super::{
+    BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Smbios, Transport, VhostNet,
+};
 use super::*;
 
 /// A folder with a kernel and disks, and the smallest machine made of them.
@@ -344,6 +346,11 @@ proptest! {
                 },
                 Disk::new(fixture.path("b.img")),
             ],
+            nets: vec![
+                Net { queues: Some(2), mtu: Some(1500), ..Net::new(NetLink::Tap("tap".into())) },
+                Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },
+                Net::new(NetLink::User),
+            ],
             cpus,
             memory: Memory {
                 size: ByteSize(megabytes << 20),
@@ -376,5 +383,74 @@ proptest! {
         prop_assert_eq!(&twice, &once);
         let layered = Config::from_files(&[&file, Path::new(&file)]).unwrap();
         prop_assert_eq!(layered, once);
+    }
+}
+
+#[test]
+fn a_card_without_an_address_gets_one_that_stays() {
+    let fixture = Fixture::new();
+    let taps = |config: &mut Config| {
+        config.nets = ["a", "b"].map(|name| Net::new(NetLink::Tap(name.into()))).into();
+        config.nets.push(Net::new(NetLink::Macvtap(vec![3])));
+    };
+    let config = fixture.resolved(taps);
+    let macs: Vec<_> = config.nets.iter().map(|net| net.mac).collect();
+    assert!(macs[0].is_some() && macs[1].is_some() && macs[0] != macs[1]);
+    assert_eq!(macs[2], None, "a macvtap has its own");
+    assert_eq!(fixture.resolved(taps), config);
+    assert_eq!(config.clone().resolve().unwrap(), config);
+    let other = fixture.resolved(|config| {
+        taps(config);
+        config.smbios.uuid = Some("00112233-4455-6677-8899-aabbccddeeff".parse().unwrap());
+    });
+    assert_ne!(other.nets[0].mac, macs[0], "another machine has others");
+}
+
+#[test]
+fn cards_that_cannot_be_are_refused() {
+    let fixture = Fixture::new();
+    let net = |link| Net::new(link);
+    let tap = |name: &str| net(NetLink::Tap(name.to_owned()));
+    let mac = "52:54:00:00:00:01".parse().ok();
+    for (nets, expected) in [
+        (vec![tap("a"), tap("a")], "--net tap=a: given twice, and one card alone can have it"),
+        (
+            vec![Net { mac, ..tap("a") }, Net { mac, ..tap("b") }],
+            "--net tap=b: mac=52:54:00:00:00:01 is also that of tap=a: each card needs its own",
+        ),
+        (
+            vec![net(NetLink::Descriptors(vec![3])), net(NetLink::Macvtap(vec![4, 3]))],
+            "--net type=macvtap,fd=4:3: descriptor 3 is also that of another card",
+        ),
+        (
+            vec![net(NetLink::Descriptors(vec![2]))],
+            "--net fd=2: descriptor 2: inherited ones begin at 3, behind standard input, output \
+             and error",
+        ),
+        (vec![net(NetLink::Descriptors(vec![3, 3]))], "--net fd=3:3: descriptor 3 is given twice"),
+        (
+            vec![tap("a-name-that-is-too-long")],
+            "--net tap=a-name-that-is-too-long: no name of an interface: it has 1 to 15 bytes \
+             without spaces, slashes, colons and percent signs",
+        ),
+        (
+            vec![Net { queues: Some(0), ..tap("a") }],
+            "--net tap=a: queues=0: a card has 1 to 64 queue pairs",
+        ),
+        (
+            vec![Net { queues: Some(3), ..net(NetLink::Descriptors(vec![3, 4])) }],
+            "--net fd=3:4: queues=3: a card has a queue pair for each descriptor, and 2 are given: \
+             leave queues out",
+        ),
+        (
+            vec![Net { mtu: Some(67), ..tap("a") }],
+            "--net tap=a: mtu=67: an interface carries packets of 68 to 65521 bytes",
+        ),
+        (
+            vec![Net { vhost: VhostNet::On, ..net(NetLink::User) }],
+            "--net type=user: vhost=on: the host's kernel moves the frames of a tap or macvtap only",
+        ),
+    ] {
+        fixture.refused(|config| config.nets = nets, expected);
     }
 }

@@ -1,6 +1,7 @@
 //! Every device of the machine, on its bus and wired.
 
 mod disk;
+mod net;
 mod stream;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use devices::virtio::block::Resizer;
 use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::net::NetHandle;
 use devices::virtio::pci::PciTransport;
 use devices::virtio::rng::Entropy;
 use devices::virtio::{self};
@@ -39,6 +41,7 @@ pub(crate) struct Devices {
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
     resizers: Vec<Resizer>,
+    nets: Vec<NetHandle>,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
 }
@@ -72,13 +75,13 @@ impl Devices {
             pci_transports: Vec::new(),
             pci_host: None,
             resizers: Vec::new(),
+            nets: Vec::new(),
             worker_threads: Vec::new(),
         };
         devices.add_power(&mut buses, &site)?;
         add_panic_port(&mut buses, site.endings)?;
         devices.add_serial(&mut buses, &mut site)?;
-        let virtio_devices =
-            virtio_devices(&mut site, &mut devices.worker_threads, &mut devices.resizers)?;
+        let virtio_devices = devices.make_virtio_devices(&mut site)?;
         match site.config.transport {
             Transport::Pci => devices.add_pci(virtio_devices, &mut buses, &mut site)?,
             Transport::Mmio => devices.add_mmio(virtio_devices, &mut buses, &mut site)?,
@@ -135,6 +138,22 @@ impl Devices {
         let attendant = site.main_loop.add(Box::new(SerialAttendant::new(port.clone())))?;
         self.serial = Some((port, attendant));
         Ok(())
+    }
+
+    /// Virtio devices in the order in which the guest finds them.
+    fn make_virtio_devices(&mut self, site: &mut Site<'_>) -> Result<Vec<Box<dyn VirtioDevice>>> {
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        // First, because no thread may be there yet that takes the signals of a terminal.
+        let console = stream::open("--console", &site.config.console, site)?;
+        disk::add(site, &mut devices, &mut self.worker_threads, &mut self.resizers)?;
+        net::add(site, &mut devices, &mut self.worker_threads, &mut self.nets)?;
+        if let Some(stream) = console {
+            devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
+        }
+        if site.config.rng {
+            devices.push(Box::new(Entropy::new(site.main_loop.handle())));
+        }
+        Ok(devices)
     }
 
     fn add_mmio(
@@ -194,24 +213,4 @@ fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
     let port = PanicPort::new(move || endings.report(Ending::Panic));
     let first = u64::from(layout::PANIC_PORT);
     Ok(buses.ports.insert(first..first + 1, Arc::new(Mutex::new(port)))?)
-}
-
-/// Virtio devices in the order in which the guest finds them; `threads` are those of their workers,
-/// and `resizers` are those of the disks.
-fn virtio_devices(
-    site: &mut Site<'_>,
-    threads: &mut Vec<LoopThread>,
-    resizers: &mut Vec<Resizer>,
-) -> Result<Vec<Box<dyn VirtioDevice>>> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    // First, because no thread may be there yet that takes the signals of a terminal.
-    let console = stream::open("--console", &site.config.console, site)?;
-    disk::add(site, &mut devices, threads, resizers)?;
-    if let Some(stream) = console {
-        devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
-    }
-    if site.config.rng {
-        devices.push(Box::new(Entropy::new(site.main_loop.handle())));
-    }
-    Ok(devices)
 }

@@ -75,6 +75,11 @@ fn act(action: &str, mut open: &File, mut status: &File, socket: &Path) -> Strin
             // SAFETY: signal 0 is never delivered.
             unsafe { libc::syscall(libc::SYS_tgkill, 1, 1, 0) }.to_string()
         }
+        "touch memory that is not there" => {
+            let nowhere = std::ptr::without_provenance::<u8>(0x1000);
+            // SAFETY: none; the first page is never mapped, and the access ends the process.
+            unsafe { nowhere.read_volatile() }.to_string()
+        }
         "other request" => {
             // SAFETY: a request without argument, that no file here knows.
             unsafe { libc::ioctl(0, 0xae99) }.to_string()
@@ -149,6 +154,18 @@ fn a_forbidden_call_ends_the_process_and_is_named_whatever_thread_makes_it() {
         killed(kind, "make executable memory", "mmap");
         killed(kind, "signal another process", "tgkill");
         killed(kind, "other request", "ioctl 0xae99");
+    }
+}
+
+#[test]
+fn a_wrong_access_is_named_and_ends_the_process_as_what_it_is() {
+    for kind in ThreadKind::ALL {
+        let output = confined(kind, "touch memory that is not there");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let expected =
+            format!("last words: no access to 0x1000 on a thread of kind {}", kind.name());
+        assert!(errors.contains(&expected), "{errors}");
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{kind:?}");
     }
 }
 

@@ -15,11 +15,17 @@ use crate::tool;
 /// Where QEMU looks for its firmware.
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
-/// The disk of the guest, as the VMMs name it. It is a file of ext4, as disks are, and all of it is
-/// in the page cache.
+/// The files of the guest, as the VMMs name them. They are files of ext4, as kernels and disks are,
+/// and all of them are in the page cache.
 pub const DISK: &str = "/volume/disk.raw";
+/// Debian's kernel.
+pub const BZIMAGE: &str = "/volume/bzImage";
+/// The ELF inside it.
+pub const VMLINUX: &str = "/volume/vmlinux";
+/// The initramfs.
+pub const INITRD: &str = "/volume/initrd";
 const DISK_MIB: usize = 256;
-const VOLUME: &str = "352M";
+const VOLUME: &str = "448M";
 
 /// A root for [`chroot`](https://man7.org/linux/man-pages/man1/chroot.1.html).
 pub struct Stage {
@@ -48,13 +54,16 @@ impl Stage {
                 stage.copy(&library)?;
             }
         }
-        for file in [&plan.busybox, &plan.bzimage, &plan.vmlinux, &plan.initrd] {
-            stage.copy(file)?;
-        }
+        stage.copy(&plan.busybox)?;
         for folder in FIRMWARE {
             stage.copy_folder(Path::new(folder))?;
         }
-        stage.make_disk()?;
+        stage.make_volume()?;
+        for (file, name) in
+            [(&plan.bzimage, BZIMAGE), (&plan.vmlinux, VMLINUX), (&plan.initrd, INITRD)]
+        {
+            fs::copy(file, stage.path(Path::new(name))?)?;
+        }
         Ok(stage)
     }
 
@@ -83,7 +92,7 @@ impl Stage {
         Ok(())
     }
 
-    fn make_disk(&self) -> Result<()> {
+    fn make_volume(&self) -> Result<()> {
         let image = self.root.join("volume.ext4");
         let options = ["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
         let mut make = tool::command(Program::MakeExt4.name());

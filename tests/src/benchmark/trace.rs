@@ -103,6 +103,22 @@ pub fn find_mark(events: &[Event], stage: Stage) -> Result<(usize, Mark)> {
     })
 }
 
+/// Microseconds between `start` and `end` in which the only processor had nothing to do, by the
+/// switches in `events`.
+pub fn idle(events: &[Event], start: f64, end: f64) -> f64 {
+    let switches = events.iter().filter(|event| event.name == "sched_switch");
+    let (mut idle, mut since) = (0.0, None);
+    for event in switches.filter(|event| (start..end).contains(&event.time)) {
+        if let Some(since) = since.take() {
+            idle += event.time - since;
+        }
+        if event.text.contains("next_comm=swapper") {
+            since = Some(event.time);
+        }
+    }
+    idle
+}
+
 fn write(file: &str, text: &str) -> Result<()> {
     let path = Path::new(FOLDER).join(file);
     fs::write(&path, text).with_context(|| format!("{text:?} to {}", path.display()))
@@ -136,6 +152,19 @@ mod test {
         assert!((event.time - 31_000_250.0).abs() < 0.5);
         assert_eq!(mark(&event), Some(Mark { stage: 1, first: 1234, second: 0 }));
         assert_eq!(parse("# tracer: nop"), None);
+    }
+
+    #[test]
+    fn time_in_which_nobody_runs_is_idle() {
+        let switch = |time, next: &str| Event {
+            time,
+            thread: 0,
+            name: "sched_switch".to_owned(),
+            text: format!("prev_comm=a prev_pid=1 ==> next_comm={next} next_pid=2"),
+        };
+        let events = [switch(1.0, "swapper/0"), switch(3.0, "a"), switch(10.0, "swapper/0")];
+        assert!((idle(&events, 0.0, 20.0) - 2.0).abs() < 1e-9);
+        assert!(idle(&events, 2.0, 20.0).abs() < 1e-9);
     }
 
     #[test]

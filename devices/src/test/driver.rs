@@ -67,9 +67,9 @@ pub(crate) struct Driver {
     next_buffer: u64,
 }
 
-/// RAM for a driver and its device; never unmapped, as in a machine.
+/// RAM for a driver and its device, which may be another process; never unmapped, as in a machine.
 pub(crate) fn memory() -> GuestMemory {
-    GuestMemory::map(&[LOW_RAM, HIGH_RAM], Backing::default()).unwrap()
+    GuestMemory::map(&[LOW_RAM, HIGH_RAM], Backing { shared: true, ..Backing::default() }).unwrap()
 }
 
 impl Driver {

@@ -8,6 +8,7 @@ pub(crate) mod echo;
 pub(crate) mod hostile;
 mod independent;
 pub(crate) mod pci_wire;
+pub(crate) mod peer;
 pub(crate) mod wire;
 
 use std::io;

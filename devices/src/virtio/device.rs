@@ -61,6 +61,11 @@ pub trait VirtioDevice: Send {
     /// The facts about the device.
     fn offer(&self) -> Offer;
 
+    /// Which of [`TRANSPORT_FEATURES`] are offered: all, unless a back that is not ours lacks some.
+    fn transport_features(&self) -> u64 {
+        TRANSPORT_FEATURES
+    }
+
     /// The device's configuration space; its bounds are the transport's business.
     fn config(&self) -> &[u8] {
         &[]

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::memory::GuestMemory;
 
-use super::device::{
-    Activation, FEATURE_VERSION_1, NeedsReset, Offer, QueueSetup, TRANSPORT_FEATURES, VirtioDevice,
-};
+use super::device::{Activation, FEATURE_VERSION_1, NeedsReset, Offer, QueueSetup, VirtioDevice};
 use super::queue::QueueConfig;
 use crate::event::Event;
 use crate::interrupt::Interrupt;
@@ -294,7 +292,7 @@ impl Transport {
     }
 
     fn offered_features(&self) -> u64 {
-        self.offer.features | TRANSPORT_FEATURES
+        self.offer.features | self.device.transport_features() | FEATURE_VERSION_1
     }
 
     fn queue_size_max(&self) -> u16 {

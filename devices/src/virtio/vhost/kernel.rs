@@ -1,0 +1,72 @@
+//! Rings that a driver of the host's kernel serves.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use arch::memory::{GuestAddress, GuestMemory, NotRam};
+
+use super::{BackEnd, Exchange};
+use crate::host::vhost::kernel::KernelVhost;
+
+/// A driver of the host's kernel as a back end.
+pub struct KernelRings {
+    vhost: KernelVhost,
+    outlet: Outlet,
+}
+
+/// What is behind the rings of a driver in the kernel.
+enum Outlet {
+    /// A queue of a tap: ring 0 receives and ring 1 sends.
+    Tap(OwnedFd),
+    /// The host's sockets.
+    Vsock,
+}
+
+impl KernelRings {
+    /// The rings of a network card's queue pair, in front of a queue of a tap.
+    pub fn net(vhost: KernelVhost, tap: OwnedFd) -> Self {
+        Self { vhost, outlet: Outlet::Tap(tap) }
+    }
+
+    /// The receive and transmit rings of a socket device, whose guest has its address already.
+    pub fn vsock(vhost: KernelVhost) -> Self {
+        Self { vhost, outlet: Outlet::Vsock }
+    }
+
+    fn switch(&self, rings: &[usize], running: bool) -> io::Result<()> {
+        match &self.outlet {
+            Outlet::Tap(tap) => rings.iter().try_for_each(|ring| {
+                let ring = u32::try_from(*ring).map_err(io::Error::other)?;
+                self.vhost.set_net_back_end(ring, running.then(|| tap.as_fd()))
+            }),
+            Outlet::Vsock => self.vhost.set_vsock_running(running),
+        }
+    }
+}
+
+impl BackEnd for KernelRings {
+    type Vhost = KernelVhost;
+
+    fn exchange(&mut self, work: &mut Exchange<'_, KernelVhost>) -> io::Result<()> {
+        work(&mut self.vhost).map_err(io::Error::other)
+    }
+
+    fn accepted_features(&self, agreed: u64) -> u64 {
+        agreed & self.vhost.features()
+    }
+
+    /// The vhost crate makes it an address of this process.
+    fn ring_address(&self, _: GuestMemory, address: GuestAddress) -> Result<u64, NotRam> {
+        Ok(address.0)
+    }
+
+    fn start(&mut self, rings: &[usize]) -> io::Result<()> {
+        self.switch(rings, true)
+    }
+
+    fn stop(&mut self, rings: &[usize]) {
+        if let Err(error) = self.switch(rings, false) {
+            log::error!("vhost: the kernel does not let go of a device: {error}");
+        }
+    }
+}

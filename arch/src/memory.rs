@@ -22,6 +22,7 @@ use crate::range_map::RangeMap;
 
 pub use vm_memory::{Address, GuestAddress};
 
+const SMALL_PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
 
 /// How RAM is provided by the host.
@@ -71,7 +72,7 @@ pub struct GuestMemory(&'static Mapping);
 struct Mapping {
     regions: RangeMap<Region>,
     backend: GuestMemoryMmap,
-    shared: bool,
+    backing: Backing,
 }
 
 /// One contiguous range of RAM and where the host has it.
@@ -81,7 +82,7 @@ pub struct Region {
     pub start: GuestAddress,
     /// The host's view of the whole region.
     pub slice: GuestSlice,
-    /// Offset of the region in the memfd in bytes; zero where memory is private.
+    /// Offset of the region in the memfd in bytes; without meaning where memory is private.
     pub file_offset: u64,
 }
 
@@ -90,13 +91,27 @@ impl GuestMemory {
     ///
     /// The mapping lives as long as the process.
     pub fn map(ranges: &[Range<u64>], backing: Backing) -> io::Result<Self> {
-        let total = ranges.iter().map(|range| range.end - range.start).sum();
+        Self::map_elastic(ranges, None, backing)
+    }
+
+    /// The same with a range behind them, `elastic`, that costs nothing until it is used: memory
+    /// that the guest may be given at run time.
+    pub fn map_elastic(
+        ranges: &[Range<u64>],
+        elastic: Option<&Range<u64>>,
+        backing: Backing,
+    ) -> io::Result<Self> {
+        let on_demand = Backing { prealloc: false, ..backing };
+        let fixed = ranges.iter().map(|range| (range, backing));
+        let ranges: Vec<_> =
+            fixed.chain(elastic.into_iter().map(|range| (range, on_demand))).collect();
+        let total = ranges.iter().map(|(range, _)| range.end - range.start).sum();
         let file =
             if backing.shared { Some(sealed_memfd(total, backing.huge_pages)?) } else { None };
         let mut regions = RangeMap::new();
         let mut backend_regions = Vec::with_capacity(ranges.len());
         let mut file_offset = 0;
-        for range in ranges {
+        for (range, backing) in ranges {
             let slice = map_region(range.end - range.start, file.as_ref(), file_offset, backing)?;
             let region = Region { start: GuestAddress(range.start), slice, file_offset };
             backend_regions.push(backend_region(&region, file.as_ref())?);
@@ -104,7 +119,7 @@ impl GuestMemory {
             file_offset += range.end - range.start;
         }
         let backend = GuestMemoryMmap::from_regions(backend_regions).map_err(io::Error::other)?;
-        Ok(Self(Box::leak(Box::new(Mapping { regions, backend, shared: backing.shared }))))
+        Ok(Self(Box::leak(Box::new(Mapping { regions, backend, backing }))))
     }
 
     /// The host's view of `len` bytes from `address`.
@@ -148,18 +163,46 @@ impl GuestMemory {
         &self.0.backend
     }
 
+    /// Gives the pages back that are wholly in `slice`, which reads as zeros afterwards, and
+    /// returns how many bytes that were.
+    ///
+    /// Pages have the size in which the host provides them. Where it can take none back (a kernel
+    /// before 5.18 with private huge pages) that is an error, and the memory is as before.
+    pub fn discard(self, slice: GuestSlice) -> io::Result<usize> {
+        let Some(pages) = slice.whole_pages(self.page_bytes()) else { return Ok(0) };
+        // MADV_REMOVE also frees the pages of a memfd; private memory knows MADV_DONTNEED only.
+        let shared = self.0.backing.shared;
+        let advice = if shared { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
+        // SAFETY: the range is a mapping of ours and holds no Rust object.
+        unsafe { rustix::mm::madvise(pages.pointer.cast(), pages.len, advice)? };
+        Ok(pages.len)
+    }
+
     /// Gives every page back to the host; all of RAM reads as zeros afterwards.
     ///
     /// Nothing may use the memory meanwhile: the guest restarts.
-    pub fn discard(self) -> io::Result<()> {
-        // MADV_REMOVE also frees the pages of a memfd; private memory knows MADV_DONTNEED only.
-        let advice = if self.0.shared { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
-        for region in self.regions() {
-            let GuestSlice { pointer, len } = region.slice;
-            // SAFETY: the range is a mapping of ours and holds no Rust object.
-            unsafe { rustix::mm::madvise(pointer.cast(), len, advice)? };
+    pub fn discard_all(self) -> io::Result<()> {
+        self.regions().try_for_each(|region| self.discard(region.slice).map(drop))
+    }
+
+    /// Makes the host allocate all of `slice` where it was told to ([`Backing::prealloc`]) or where
+    /// a page that is missing later would be the guest's end: explicit huge pages.
+    pub fn secure(self, slice: GuestSlice) -> io::Result<()> {
+        let Backing { huge_pages, prealloc, .. } = self.0.backing;
+        if huge_pages.is_none() && !prealloc {
+            return Ok(());
         }
+        let Some(pages) = slice.whole_pages(self.page_bytes()) else { return Ok(()) };
+        let advice = Advice::LinuxPopulateWrite;
+        // SAFETY: the range is a mapping of ours, and the advice changes no content.
+        unsafe { rustix::mm::madvise(pages.pointer.cast(), pages.len, advice)? };
         Ok(())
+    }
+
+    /// Size in bytes of the pages in which the host gives and takes.
+    pub fn page_bytes(self) -> usize {
+        let bytes = self.0.backing.huge_pages.map_or(SMALL_PAGE, HugePages::bytes);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 }
 
@@ -196,6 +239,22 @@ impl GuestSlice {
     pub fn split_at(self, middle: usize) -> Option<(Self, Self)> {
         let rest = self.len.checked_sub(middle)?;
         Some((self.sub_slice(0, middle)?, self.sub_slice(middle, rest)?))
+    }
+
+    /// This slice and `other` as one, where one begins at the end of the other.
+    pub fn join(self, other: Self) -> Option<Self> {
+        let (first, second) =
+            if self.pointer <= other.pointer { (self, other) } else { (other, self) };
+        let is_adjacent = first.pointer.wrapping_add(first.len) == second.pointer;
+        is_adjacent.then(|| Self { pointer: first.pointer, len: first.len + second.len })
+    }
+
+    /// The pages of `page_bytes`, a power of two, that are wholly in the slice; `None` when there
+    /// are none.
+    fn whole_pages(self, page_bytes: usize) -> Option<Self> {
+        let skipped = self.pointer.align_offset(page_bytes);
+        let rest = self.sub_slice(skipped, self.len.checked_sub(skipped)?)?;
+        self.sub_slice(skipped, rest.len - rest.len % page_bytes).filter(|pages| pages.len > 0)
     }
 
     /// Reads a value at `offset` exactly once; it need not be aligned. `None` when it does not fit.
@@ -421,8 +480,55 @@ mod test {
         for shared in [false, true] {
             let memory = two_regions(Backing { shared, ..Backing::default() });
             memory.write(GuestAddress(0x10_0000), &7u32).unwrap();
-            memory.discard().unwrap();
+            memory.discard_all().unwrap();
             assert_eq!(memory.read::<u32>(GuestAddress(0x10_0000)), Ok(0));
+        }
+    }
+
+    #[test]
+    fn only_whole_pages_are_given_back_and_they_read_as_zeros() {
+        for shared in [false, true] {
+            let memory = two_regions(Backing { shared, ..Backing::default() });
+            let all = memory.slice(GuestAddress(0), 0x1_0000).unwrap();
+            all.fill(7);
+            let given = memory.slice(GuestAddress(0x1001), 0x2fff).unwrap();
+            assert_eq!(memory.discard(given).unwrap(), 0x2000);
+            let bytes = [0x1000, 0x1fff, 0x2000, 0x3fff, 0x4000];
+            let bytes = bytes.map(|address| memory.read(GuestAddress(address)));
+            assert_eq!(bytes, [Ok(7u8), Ok(7), Ok(0), Ok(0), Ok(7)]);
+            for (start, len) in [(0x1001, 0x1ffe), (0, 0xfff), (5, 0), (0xf001, 0xfff)] {
+                let less = memory.slice(GuestAddress(start), len).unwrap();
+                assert_eq!(memory.discard(less).unwrap(), 0, "{start:#x} and {len:#x} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn slices_join_where_one_ends_and_the_other_begins() {
+        let memory = two_regions(Backing::default());
+        let part = |start, len| memory.slice(GuestAddress(start), len).unwrap();
+        let (first, second) = (part(0x1000, 0x1000), part(0x2000, 0x800));
+        assert_eq!(first.join(second), Some(part(0x1000, 0x1800)));
+        assert_eq!(second.join(first), Some(part(0x1000, 0x1800)));
+        assert_eq!(first.join(first), None);
+        assert_eq!(first.join(part(0x2001, 5)), None);
+    }
+
+    #[test]
+    fn elastic_memory_is_the_last_region_and_is_not_allocated_at_start() {
+        for shared in [false, true] {
+            let backing = Backing { shared, prealloc: true, ..Backing::default() };
+            let memory =
+                GuestMemory::map_elastic(&[0..0x1_0000], Some(&(1 << 40..2 << 40)), backing)
+                    .unwrap();
+            let region = memory.regions().last().unwrap();
+            assert_eq!(region.start, GuestAddress(1 << 40));
+            assert_eq!(region.file_offset, 0x1_0000);
+            memory.write(GuestAddress((2 << 40) - 4), &5u32).unwrap();
+            let last = memory.slice(GuestAddress((2 << 40) - 0x1000), 0x1000).unwrap();
+            memory.secure(last).unwrap();
+            memory.discard_all().unwrap();
+            assert_eq!(memory.read::<u32>(GuestAddress((2 << 40) - 4)), Ok(0));
         }
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn platform() -> Platform {
         pci: Some(PciHost {
             ecam: layout::PCI_ECAM_START..layout::PCI_ECAM_START + (4 << 20),
             window_32: layout::PCI_WINDOW_32,
-            window_64: layout::pci_window_64(&ram, 40),
+            window_64: layout::pci_window_64(layout::end_of_memory(&ram), 40),
         }),
         ram,
         virtio_mmio: Vec::new(),
@@ -120,7 +120,7 @@ fn a_restarted_guest_is_loaded_again_as_it_was() {
     let entry = guest.load().unwrap();
     let images: Vec<_> = (0..2)
         .map(|_| {
-            guest.memory.discard().unwrap();
+            guest.memory.discard_all().unwrap();
             assert_eq!(guest.load().unwrap(), entry);
             [guest.bytes(0, 1 << 20), guest.bytes(entry.instruction.0 - 512, 4096)]
         })

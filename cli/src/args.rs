@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Transport};
 
-use crate::devices::{self, MemoryChange};
+use crate::devices::{self, BalloonChange, MemoryChange};
 use crate::key_values::on_or_off;
 
 /// A virtual machine monitor for lightweight NixOS guests.
@@ -88,7 +88,7 @@ pub(crate) struct Machine {
     /// RAM of the guest [default: 512M].
     #[arg(
         long,
-        value_name = "[size=]SIZE[,shared][,hugepages=2M|1G][,prealloc]",
+        value_name = "[size=]SIZE[,max=SIZE][,shared][,hugepages=2M|1G][,prealloc]",
         value_parser = devices::memory
     )]
     memory: Option<MemoryChange>,
@@ -105,6 +105,14 @@ pub(crate) struct Machine {
     /// Virtio entropy device [default: on].
     #[arg(long, value_name = "on|off", value_parser = switch())]
     rng: Option<bool>,
+    /// Memory balloon, which gives back to the host what the guest does not use [default: on].
+    #[arg(
+        long,
+        value_name = "on|off[,deflate-on-oom=on|off][,free-page-reporting=on|off]\
+                      [,statistics-interval=SECONDS]",
+        value_parser = devices::balloon
+    )]
+    balloon: Option<BalloonChange>,
     /// Bus of the virtio devices [default: pci].
     #[arg(long, value_name = "BUS", value_parser = named::<Transport>(&["pci", "mmio"]))]
     transport: Option<Transport>,
@@ -176,6 +184,9 @@ impl Machine {
         replace(&mut config.console, self.console);
         replace(&mut config.serial, self.serial);
         replace(&mut config.rng, self.rng);
+        if let Some(change) = self.balloon {
+            change.apply(&mut config.balloon);
+        }
         replace(&mut config.transport, self.transport);
         config.smbios.uuid = self.uuid.or(config.smbios.uuid);
         config.smbios.oem_strings.extend(self.oem_strings);

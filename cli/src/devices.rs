@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use vmm::config::{ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink};
+use vmm::config::{Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink};
 
 use crate::key_values::KeyValues;
 
@@ -48,6 +48,7 @@ fn descriptors(text: &str) -> Result<Vec<i32>, String> {
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryChange {
     size: Option<ByteSize>,
+    max: Option<ByteSize>,
     shared: Option<bool>,
     hugepages: Option<HugePages>,
     prealloc: Option<bool>,
@@ -55,9 +56,10 @@ pub(crate) struct MemoryChange {
 
 /// The keys of `--memory`.
 pub(crate) fn memory(text: &str) -> Result<MemoryChange, String> {
-    let items = KeyValues::parse(text, &["size", "shared", "hugepages", "prealloc"])?;
+    let items = KeyValues::parse(text, &["size", "max", "shared", "hugepages", "prealloc"])?;
     Ok(MemoryChange {
         size: items.value("size")?,
+        max: items.value("max")?,
         shared: items.switch("shared")?,
         hugepages: items.value("hugepages")?,
         prealloc: items.switch("prealloc")?,
@@ -68,9 +70,44 @@ impl MemoryChange {
     /// Changes what was given and leaves the rest.
     pub(crate) fn apply(self, memory: &mut Memory) {
         memory.size = self.size.unwrap_or(memory.size);
+        memory.max = self.max.or(memory.max);
         memory.shared = self.shared.unwrap_or(memory.shared);
         memory.hugepages = self.hugepages.or(memory.hugepages);
         memory.prealloc = self.prealloc.unwrap_or(memory.prealloc);
+    }
+}
+
+/// What `--balloon` changes.
+#[derive(Clone, Debug)]
+pub(crate) struct BalloonChange {
+    enabled: Option<bool>,
+    deflate_on_oom: Option<bool>,
+    free_page_reporting: Option<bool>,
+    statistics_interval: Option<u32>,
+}
+
+/// The keys of `--balloon`.
+pub(crate) fn balloon(text: &str) -> Result<BalloonChange, String> {
+    const KEYS: &[&str] =
+        &["enabled", "deflate-on-oom", "free-page-reporting", "statistics-interval"];
+    let items = KeyValues::parse(text, KEYS)?;
+    Ok(BalloonChange {
+        enabled: items.switch("enabled")?,
+        deflate_on_oom: items.switch("deflate-on-oom")?,
+        free_page_reporting: items.switch("free-page-reporting")?,
+        statistics_interval: items.value("statistics-interval")?,
+    })
+}
+
+impl BalloonChange {
+    /// Changes what was given and leaves the rest.
+    pub(crate) fn apply(self, balloon: &mut Balloon) {
+        balloon.enabled = self.enabled.unwrap_or(balloon.enabled);
+        balloon.deflate_on_oom = self.deflate_on_oom.unwrap_or(balloon.deflate_on_oom);
+        balloon.free_page_reporting =
+            self.free_page_reporting.unwrap_or(balloon.free_page_reporting);
+        balloon.statistics_interval =
+            self.statistics_interval.unwrap_or(balloon.statistics_interval);
     }
 }
 
@@ -162,11 +199,12 @@ mod test {
         let mut value = Memory { prealloc: true, ..Memory::default() };
         memory("shared").unwrap().apply(&mut value);
         assert_eq!(value, Memory { shared: true, prealloc: true, ..Memory::default() });
-        memory("1G,hugepages=2M,prealloc=off,shared=off").unwrap().apply(&mut value);
+        memory("1G,max=2G,hugepages=2M,prealloc=off,shared=off").unwrap().apply(&mut value);
         assert_eq!(
             value,
             Memory {
                 size: ByteSize(1 << 30),
+                max: Some(ByteSize(2 << 30)),
                 shared: false,
                 hugepages: Some(HugePages::Size2M),
                 prealloc: false,
@@ -180,6 +218,24 @@ mod test {
             memory("1G,hugepages=4M").unwrap_err(),
             "hugepages=4M: unknown variant `4M`, expected `2M` or `1G`"
         );
+    }
+
+    #[test]
+    fn a_balloon_flag_changes_only_what_it_says() {
+        let mut value = Balloon { deflate_on_oom: false, ..Balloon::default() };
+        balloon("off,statistics-interval=5").unwrap().apply(&mut value);
+        assert_eq!(
+            value,
+            Balloon {
+                enabled: false,
+                deflate_on_oom: false,
+                free_page_reporting: true,
+                statistics_interval: 5,
+            }
+        );
+        balloon("free-page-reporting=off").unwrap().apply(&mut value);
+        assert!(!value.enabled && !value.free_page_reporting);
+        assert_eq!(balloon("maybe").unwrap_err(), "enabled=maybe: neither on nor off");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod boot;
 mod console;
 mod disk;
 mod machine;
+mod memory;
 mod nixos;
 mod power;
 mod sandbox;
@@ -36,6 +37,7 @@ fn guest_tests() -> Vec<GuestTest> {
     [
         boot::TESTS,
         machine::TESTS,
+        memory::TESTS,
         disk::TESTS,
         console::TESTS,
         terminal::TESTS,

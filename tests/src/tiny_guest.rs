@@ -18,12 +18,13 @@ const INIT: &str = include_str!("../../resources/guest/tiny-init.sh");
 
 /// The modules of guests: every device a test boots with, the file systems of its disks, what
 /// systemd wants, the power button, and how a panic is told.
-pub const MODULES: [&str; 12] = [
+pub const MODULES: [&str; 13] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_console",
     "virtio_blk",
     "virtio_rng",
+    "virtio_balloon",
     "erofs",
     "squashfs",
     "overlay",
@@ -33,13 +34,16 @@ pub const MODULES: [&str; 12] = [
     "pvpanic_mmio",
 ];
 
+/// Modules that the tiny guest loads where a test asks for them: `sh /modules/more`.
+const MORE_MODULES: [&str; 4] = ["virtio_mem", "virtio_pmem", "nd_pmem", "dax_pmem"];
+
 /// The initramfs of the tiny guest for `kernel`.
 ///
 /// # Errors
 /// When busybox cannot be fetched or a module cannot be read.
 pub fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let busybox = packages::busybox(cache)?;
-    let modules = MODULES.concat();
+    let modules = [MODULES.concat(), MORE_MODULES.concat()].concat();
     let inputs = [&kernel.release, INIT, AGENT, &modules, archive::SOURCE].map(str::as_bytes);
     let folder = cache.entry("tiny-guest", &inputs, |folder| {
         let mut archive = Archive::new();
@@ -47,6 +51,13 @@ pub fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
         archive.program("bin/agent", AGENT.as_bytes());
         archive.program("init", INIT.as_bytes());
         kernel.install_modules(&mut archive, &MODULES, &[])?;
+        let mut more = String::new();
+        for module in kernel.load_order(&MORE_MODULES)? {
+            let path = format!("modules/{}.ko", module.name);
+            archive.file(&path, &module.content);
+            more += &format!("insmod /{path}\n");
+        }
+        archive.file("modules/more", more.as_bytes());
         Ok(fs::write(folder.join("initramfs"), archive.finish())?)
     })?;
     Ok(folder.join("initramfs"))

@@ -8,11 +8,13 @@ use arch::target::layout;
 use devices::power::RESET_VALUE;
 use devices::virtio::mmio;
 
-use crate::config::Config;
+use crate::config::{self, ByteSize, Config};
 
 /// What of the machine's addresses is taken so far.
 pub(crate) struct AddressPlan {
     platform: Platform,
+    elastic: Option<Range<u64>>,
+    end_of_memory: u64,
     address_bits: u8,
     pci_window_32: Range<u64>,
 }
@@ -34,10 +36,12 @@ impl AddressPlan {
             uuid: config.smbios.uuid.map(uuid::Uuid::into_bytes),
             oem_strings: config.smbios.oem_strings.clone(),
         };
-        Ok(Self {
+        let ram = ram(config)?;
+        let mut plan = Self {
+            end_of_memory: layout::end_of_memory(&ram),
             platform: Platform {
                 processors: Processors { count: config.cpus },
-                ram: ram(config)?,
+                ram,
                 pci: None,
                 virtio_mmio: Vec::new(),
                 serial: Vec::new(),
@@ -45,9 +49,39 @@ impl AddressPlan {
                 panic_port: Some(layout::PANIC_PORT),
                 identity,
             },
+            elastic: None,
             address_bits,
             pci_window_32: layout::PCI_WINDOW_32,
-        })
+        };
+        plan.take_elastic(&config.memory)?;
+        Ok(plan)
+    }
+
+    /// The range of memory that the guest may be given at run time.
+    pub(crate) fn elastic(&self) -> Option<&Range<u64>> {
+        self.elastic.as_ref()
+    }
+
+    /// Takes `size` bytes above RAM that start at a multiple of `alignment`, a power of two.
+    pub(crate) fn take_memory_window(&mut self, size: u64, alignment: u64) -> Result<Range<u64>> {
+        let end_of_addresses = layout::end_of_addresses(self.address_bits);
+        let start = self.end_of_memory.checked_next_multiple_of(alignment);
+        let range = start.and_then(|start| Some(start..start.checked_add(size)?));
+        let range = range.filter(|range| range.end <= end_of_addresses).with_context(|| {
+            let bits = self.address_bits;
+            format!("no room for {} more: guests have {bits} bits of addresses", ByteSize(size))
+        })?;
+        self.end_of_memory = range.end;
+        Ok(range)
+    }
+
+    fn take_elastic(&mut self, memory: &config::Memory) -> Result<()> {
+        if let Some(max) = memory.max.filter(|max| *max > memory.size) {
+            let size = max.0 - memory.size.0;
+            let range = self.take_memory_window(size, layout::ELASTIC_ALIGNMENT);
+            self.elastic = Some(range.with_context(|| format!("--memory max={max}"))?);
+        }
+        Ok(())
     }
 
     /// Takes the first serial port.
@@ -82,7 +116,7 @@ impl AddressPlan {
         self.platform.pci = Some(PciHost {
             ecam: ecam.clone(),
             window_32: layout::PCI_WINDOW_32,
-            window_64: layout::pci_window_64(&self.platform.ram, self.address_bits),
+            window_64: layout::pci_window_64(self.end_of_memory, self.address_bits),
         });
         ecam
     }
@@ -116,7 +150,7 @@ fn power_ports() -> [u16; 3] {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::config::{ByteSize, Memory};
+    use crate::config::Memory;
 
     fn config(size: u64) -> Config {
         Config { memory: Memory { size: ByteSize(size), ..Memory::default() }, ..Config::default() }
@@ -154,6 +188,36 @@ mod test {
         for size in [0, (128 << 20) + 1, (3 << 30) + 1, u64::MAX - 4095] {
             let error = AddressPlan::new(&config(size), 46).err().unwrap().to_string();
             assert!(error.contains("--memory"), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_that_may_come_is_above_ram_and_below_the_window_of_pci() {
+        let mut config = config(5 << 30);
+        config.memory.max = Some(ByteSize(7 << 30));
+        let mut plan = AddressPlan::new(&config, 40).unwrap();
+        assert_eq!(plan.elastic(), Some(&(6 << 30..8 << 30)));
+        let mut pmem = || plan.take_memory_window(3 << 20, layout::PMEM_ALIGNMENT).unwrap();
+        assert_eq!(pmem(), 8 << 30..(8 << 30) + (3 << 20));
+        assert_eq!(pmem().start, (8 << 30) + (128 << 20));
+        plan.take_pci_host(1 << 20);
+        let pci = plan.platform().pci.as_ref().unwrap();
+        assert_eq!(pci.window_64, 9 << 30..1 << 40);
+        assert_eq!(plan.platform().ram.last().unwrap().end, 6 << 30);
+    }
+
+    #[test]
+    fn memory_beyond_the_processors_addresses_is_refused() {
+        let mut config = config(1 << 30);
+        config.memory.max = Some(ByteSize(1 << 40));
+        let error = format!("{:#}", AddressPlan::new(&config, 40).err().unwrap());
+        assert_eq!(
+            error,
+            "--memory max=1T: no room for 1023G more: guests have 40 bits of addresses"
+        );
+        let mut plan = AddressPlan::new(&self::config(1 << 30), 40).unwrap();
+        for (size, alignment) in [(1 << 40, 1 << 21), (u64::MAX, 1), (1, 1 << 63)] {
+            assert!(plan.take_memory_window(size, alignment).is_err());
         }
     }
 

@@ -7,7 +7,9 @@
 //! 3.5 GiB+256M  ├ virtio-mmio registers
 //! 4 GiB - 20 M  ├ IOAPIC, local APIC, KVM's own pages
 //! 4 GiB         ├ the rest of RAM
-//! end of RAM    └ PCI memory window above RAM, aligned to 1 GiB
+//! end of RAM    ├ memory that comes at run time, aligned to 2 GiB
+//!               ├ persistent memory, each aligned to 128 MiB
+//!               └ PCI memory window above all, aligned to 1 GiB
 //! ```
 
 use std::ops::Range;
@@ -39,6 +41,15 @@ pub const RESET_VECTOR: u64 = 0xF_FFF0;
 pub const CONVENTIONAL_MEMORY_END: u64 = 0x9_FC00;
 /// Where RAM for kernels starts.
 pub const HIGH_MEMORY: u64 = MIB;
+
+/// Where memory that comes at run time may start: kernels take memory in blocks of up to 2 GiB,
+/// which start at multiples of their size.
+pub const ELASTIC_ALIGNMENT: u64 = 2 * GIB;
+/// Size in bytes of which a range that comes at run time is a multiple: the memory block that
+/// Linux adds and removes as a whole.
+pub const ELASTIC_GRANULE: u64 = 128 * MIB;
+/// Where persistent memory may start: in a memory block of its own.
+pub const PMEM_ALIGNMENT: u64 = 128 * MIB;
 
 /// The hole below 4 GiB in which no RAM is.
 pub const HOLE: Range<u64> = 3 * GIB..4 * GIB;
@@ -93,12 +104,20 @@ pub fn ram_ranges(size: u64) -> Option<Vec<Range<u64>>> {
     Some(vec![0..HOLE.start, HOLE.end..high_end])
 }
 
-/// The PCI window above RAM that ends where the processor's addresses end.
-pub fn pci_window_64(ram: &[Range<u64>], address_bits: u8) -> Range<u64> {
-    let ram_end = ram.last().map_or(0, |range| range.end).max(HOLE.end);
-    let start = ram_end.next_multiple_of(GIB);
-    let end = 1u64.checked_shl(u32::from(address_bits)).unwrap_or(u64::MAX);
-    start..end.max(start)
+/// The first address above RAM and above the hole.
+pub fn end_of_memory(ram: &[Range<u64>]) -> u64 {
+    ram.last().map_or(0, |range| range.end).max(HOLE.end)
+}
+
+/// The PCI window from above `end_of_memory` to where the processor's addresses end.
+pub fn pci_window_64(end_of_memory: u64, address_bits: u8) -> Range<u64> {
+    let start = end_of_memory.next_multiple_of(GIB);
+    start..end_of_addresses(address_bits).max(start)
+}
+
+/// The first address that a processor with `address_bits` bits of addresses does not have.
+pub fn end_of_addresses(address_bits: u8) -> u64 {
+    1u64.checked_shl(u32::from(address_bits)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ fn every_flag_reaches_the_machine() {
         "--console=pty",
         "--serial=file,path=s",
         "--rng=off",
+        "--balloon=off",
         "--transport=mmio",
         "--uuid=00112233-4455-6677-8899-aabbccddeeff",
         "--oem-string=x",
@@ -118,8 +119,8 @@ fn what_is_wrong_is_named_with_flag_value_and_remedy() {
         ),
         (
             "--memory=4GB",
-            "error: invalid value '4GB' for '--memory <[size=]SIZE[,shared][,hugepages=2M|1G]\
-             [,prealloc]>': size=4GB: not a size: write bytes or a binary unit, \
+            "error: invalid value '4GB' for '--memory <[size=]SIZE[,max=SIZE][,shared]\
+             [,hugepages=2M|1G][,prealloc]>': size=4GB: not a size: write bytes or a binary unit, \
              as in 4096, 512M or 4GiB",
         ),
         (

@@ -317,6 +317,11 @@ impl Driver {
         address
     }
 
+    /// Makes `address` the next room that is found.
+    pub(crate) fn next_room(&mut self, address: u64) {
+        self.next_buffer = address;
+    }
+
     pub(crate) fn write_memory(&self, address: u64, bytes: &[u8]) {
         self.memory.write_bytes(GuestAddress(address), bytes).unwrap();
     }

@@ -4,10 +4,12 @@
 //! threads. Its back, a [`worker::Worker`], is made when the driver is ready, owns the queues and
 //! what serves them, and dies at reset.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pci;

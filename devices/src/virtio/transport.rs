@@ -111,9 +111,14 @@ impl ConfigChange {
     /// Makes the device look again ([`VirtioDevice::refresh`]) before its configuration is next
     /// read, and interrupts the driver so that it reads.
     pub fn announce(&self) {
-        self.pending.store(true, Ordering::Release);
+        self.note();
         let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
         interrupt.trigger();
+    }
+
+    /// The same without an interrupt: for changes that the driver makes and knows of.
+    pub fn note(&self) {
+        self.pending.store(true, Ordering::Release);
     }
 }
 

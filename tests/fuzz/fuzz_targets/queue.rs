@@ -67,7 +67,7 @@ fuzz_target!(|input: Input| run(&input));
 
 fn run(input: &Input) {
     let memory = memory();
-    memory.discard().unwrap();
+    memory.discard_all().unwrap();
     let size = 1u16 << (input.size % 6);
     fill(memory, TABLE, &input.direct);
     fill(memory, TABLES, &input.inner);

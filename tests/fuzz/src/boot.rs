@@ -26,7 +26,7 @@ pub fn memory() -> GuestMemory {
     static MEMORY: OnceLock<GuestMemory> = OnceLock::new();
     let map = || GuestMemory::map(&[0..RAM], Backing::default()).unwrap();
     let memory = *MEMORY.get_or_init(map);
-    memory.discard().unwrap();
+    memory.discard_all().unwrap();
     memory
 }
 
@@ -45,7 +45,7 @@ pub fn platform() -> Platform {
         pci: Some(PciHost {
             ecam: layout::PCI_ECAM_START..layout::PCI_ECAM_START + (1 << 20),
             window_32: layout::PCI_WINDOW_32,
-            window_64: layout::pci_window_64(&ram, 40),
+            window_64: layout::pci_window_64(layout::end_of_memory(&ram), 40),
         }),
         ram,
         virtio_mmio: Vec::new(),

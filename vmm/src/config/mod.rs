@@ -4,6 +4,7 @@
 //! key is in kebab-case and has the name of its flag; unknown keys are refused. A key that is left
 //! out has the default that is documented here, and nowhere else.
 
+mod balloon;
 mod byte_size;
 mod console;
 mod files;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use balloon::Balloon;
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use console::Console;
 pub use files::MAX_SOCKET_PATH_BYTES;
@@ -55,6 +57,8 @@ pub struct Config {
     pub serial: Console,
     /// Whether there is a virtio entropy device. Default: yes.
     pub rng: bool,
+    /// The memory balloon, which gives memory back to the host.
+    pub balloon: Balloon,
     /// The bus of the virtio devices. Default: `pci`.
     pub transport: Transport,
     /// What SMBIOS tables say about the machine.
@@ -85,6 +89,7 @@ impl Default for Config {
             console: Console::Stdio,
             serial: Console::Off,
             rng: true,
+            balloon: Balloon::default(),
             transport: Transport::Pci,
             smbios: Smbios::default(),
             on_reboot: OnReboot::Restart,
@@ -162,6 +167,8 @@ pub enum Engine {
 pub struct Memory {
     /// How much. Default: 512M.
     pub size: ByteSize,
+    /// How much it may become at run time; the rest is a virtio memory device. Default: no more.
+    pub max: Option<ByteSize>,
     /// Whether it is one sealed memfd that other processes may map. Default: no.
     pub shared: bool,
     /// The size of the huge pages that back it. Default: none, transparent huge pages.
@@ -172,7 +179,13 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { size: ByteSize(512 << 20), shared: false, hugepages: None, prealloc: false }
+        Self {
+            size: ByteSize(512 << 20),
+            max: None,
+            shared: false,
+            hugepages: None,
+            prealloc: false,
+        }
     }
 }
 

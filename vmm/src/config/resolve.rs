@@ -1,6 +1,7 @@
 //! From what the user wrote to a machine that can be built, or to the reason why it cannot.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use arch::target::layout;
 
 use super::files::{self, Access};
 use super::{ByteSize, Config, Console, Disk, root};
@@ -42,6 +43,7 @@ impl Config {
         self.resolve_consoles()?;
         self.check_smbios()?;
         self.name_console();
+        self.name_growth();
         Ok(self)
     }
 
@@ -107,7 +109,34 @@ impl Config {
             ByteSize(page),
             ByteSize(size.0.checked_next_multiple_of(page).unwrap_or(u64::MAX - page + 1)),
         );
+        self.check_growth()
+    }
+
+    /// Memory grows by what both the kernel and the pages of the host can be added in.
+    fn check_growth(&self) -> Result<()> {
+        let Some(max) = self.memory.max else { return Ok(()) };
+        let size = self.memory.size;
+        ensure!(max >= size, "--memory max={max}: less than size={size}");
+        let page = self.memory.hugepages.map_or(PAGE_BYTES, |pages| pages.bytes());
+        let unit = page.max(layout::ELASTIC_GRANULE);
+        let growth = max.0 - size.0;
+        ensure!(
+            growth.is_multiple_of(unit),
+            "--memory max={max}: {} more than size={size}, and memory grows by multiples of {}",
+            ByteSize(growth),
+            ByteSize(unit),
+        );
         Ok(())
+    }
+
+    /// The kernel shall use memory that comes at run time, unless it is told how: where enough
+    /// memory of the other kind is there, as memory that can go again.
+    fn name_growth(&mut self) {
+        let grows = self.memory.max.is_some_and(|max| max > self.memory.size);
+        if grows && !root::has_parameter(&self.cmdline, "memhp_default_state") {
+            let policy = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+            root::append(&mut self.cmdline, policy);
+        }
     }
 
     fn resolve_consoles(&mut self) -> Result<()> {

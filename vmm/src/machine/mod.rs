@@ -74,7 +74,7 @@ impl Machine {
         timing.end_step("open KVM");
 
         // 4. RAM, and a virtual machine that has it.
-        let memory = map_memory(&config, plan.platform())?;
+        let memory = map_memory(&config, &plan)?;
         timing.end_step("map memory");
         let vm = Vm::new(hypervisor, memory)?;
         timing.end_step("create virtual machine");
@@ -169,7 +169,8 @@ impl Machine {
         log::info!("the guest restarts");
         self.devices.reset();
         self.event_loop.run_ready()?;
-        self.memory.discard().context("cannot clear the guest's memory")?;
+        self.memory.discard_all().context("cannot clear the guest's memory")?;
+        self.devices.unplug_memory();
         self.vm.renew()?;
         // What else the old run ended with is over with it.
         self.shared.endings.take();
@@ -236,8 +237,8 @@ fn check_processors(config: &Config, hypervisor: &Hypervisor) -> Result<()> {
     Ok(())
 }
 
-fn map_memory(config: &Config, platform: &Platform) -> Result<GuestMemory> {
-    let config::Memory { size, shared, hugepages, prealloc } = config.memory;
+fn map_memory(config: &Config, plan: &AddressPlan) -> Result<GuestMemory> {
+    let config::Memory { size, max: _, shared, hugepages, prealloc } = config.memory;
     let backing = Backing {
         shared,
         prealloc,
@@ -246,7 +247,8 @@ fn map_memory(config: &Config, platform: &Platform) -> Result<GuestMemory> {
             config::HugePages::Size1G => HugePages::Size1G,
         }),
     };
-    GuestMemory::map(&platform.ram, backing).with_context(|| match hugepages {
+    let ram = &plan.platform().ram;
+    GuestMemory::map_elastic(ram, plan.elastic(), backing).with_context(|| match hugepages {
         Some(_) => format!(
             "--memory {size}: cannot be mapped from huge pages; are as many set aside in \
              /sys/kernel/mm/hugepages/*/nr_hugepages?"

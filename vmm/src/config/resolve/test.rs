@@ -4,7 +4,8 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::{
-    BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Smbios, Transport, VhostNet,
+    Balloon, BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Smbios, Transport,
+    VhostNet,
 };
 use super::*;
 
@@ -55,6 +56,45 @@ impl Fixture {
         change(&mut config);
         config.resolve().unwrap()
     }
+}
+
+#[test]
+fn memory_grows_by_blocks_of_the_kernel_and_the_host() {
+    let fixture = Fixture::new();
+    let grown =
+        |max: u64, hugepages| Memory { max: Some(ByteSize(max)), hugepages, ..Memory::default() };
+    fixture.refused(
+        |config| config.memory = grown(256 << 20, None),
+        "--memory max=256M: less than size=512M",
+    );
+    fixture.refused(
+        |config| config.memory = grown(600 << 20, None),
+        "--memory max=600M: 88M more than size=512M, and memory grows by multiples of 128M",
+    );
+    fixture.refused(
+        |config| {
+            config.memory = grown(3 << 29, Some(HugePages::Size1G));
+            config.memory.size = ByteSize(1 << 30);
+        },
+        "--memory max=1536M: 512M more than size=1G, and memory grows by multiples of 1G",
+    );
+    let config = fixture.resolved(|config| config.memory = grown(512 << 20, None));
+    assert!(!config.cmdline.contains("memhp"), "{}", config.cmdline);
+}
+
+#[test]
+fn a_kernel_is_told_to_use_memory_that_comes_unless_the_user_tells_it() {
+    let fixture = Fixture::new();
+    let grown = |config: &mut Config| config.memory.max = Some(ByteSize(2 << 30));
+    let config = fixture.resolved(grown);
+    let expected = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+    assert!(config.cmdline.ends_with(expected), "{}", config.cmdline);
+    assert_eq!(config.clone().resolve().unwrap(), config);
+    let config = fixture.resolved(|config| {
+        grown(config);
+        config.cmdline = "memhp_default_state=offline".into();
+    });
+    assert!(!config.cmdline.contains("auto-movable"), "{}", config.cmdline);
 }
 
 #[test]
@@ -354,6 +394,7 @@ proptest! {
             cpus,
             memory: Memory {
                 size: ByteSize(megabytes << 20),
+                max: prealloc.then_some(ByteSize((megabytes + 256) << 20)),
                 shared,
                 hugepages: (megabytes % 2 == 0).then_some(HugePages::Size2M),
                 prealloc,
@@ -367,6 +408,7 @@ proptest! {
             },
             serial: Console::Pty { link: None },
             rng,
+            balloon: Balloon { enabled: rng, statistics_interval: cpus, ..Balloon::default() },
             transport: if shared { Transport::Mmio } else { Transport::Pci },
             smbios: Smbios { uuid: uuid.map(uuid::Uuid::from_bytes), oem_strings },
             on_reboot: if direct { OnReboot::Exit } else { OnReboot::Restart },

@@ -1,6 +1,8 @@
 //! Every device of the machine, on its bus and wired.
 
+mod balloon;
 mod disk;
+mod mem;
 mod net;
 mod stream;
 
@@ -19,6 +21,7 @@ use devices::serial::{self, SerialAttendant, SerialPort};
 use devices::virtio::block::Resizer;
 use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
+use devices::virtio::mem::Sizer;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::net::NetHandle;
 use devices::virtio::pci::PciTransport;
@@ -41,6 +44,7 @@ pub(crate) struct Devices {
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
     resizers: Vec<Resizer>,
+    sizer: Option<Sizer>,
     nets: Vec<NetHandle>,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
@@ -75,6 +79,7 @@ impl Devices {
             pci_transports: Vec::new(),
             pci_host: None,
             resizers: Vec::new(),
+            sizer: None,
             nets: Vec::new(),
             worker_threads: Vec::new(),
         };
@@ -109,6 +114,13 @@ impl Devices {
         }
         if let Some((serial, _)) = &self.serial {
             lock(serial).reset();
+        }
+    }
+
+    /// Takes away all memory that came at run time: after a reset, when nothing uses it.
+    pub(crate) fn unplug_memory(&self) {
+        if let Some(sizer) = &self.sizer {
+            sizer.switch_off();
         }
     }
 
@@ -153,6 +165,8 @@ impl Devices {
         if site.config.rng {
             devices.push(Box::new(Entropy::new(site.main_loop.handle())));
         }
+        balloon::add(site, &mut devices)?;
+        self.sizer = mem::add(site, &mut devices)?;
         Ok(devices)
     }
 

@@ -6,3 +6,4 @@ pub mod program;
 pub mod signals;
 pub mod stream;
 pub mod vhost;
+pub mod vsock;

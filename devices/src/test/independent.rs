@@ -9,6 +9,9 @@ use arch::memory::{Backing, GuestAddress, GuestMemory};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, RespStatus, VirtIOBlk};
 use virtio_drivers::device::console::VirtIOConsole;
 use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::device::socket::{
+    VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEventType,
+};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -237,17 +240,21 @@ unsafe impl Hal for GuestPages {
 mod test {
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
     use crate::host::disk::Engine;
     use crate::host::disk::image::{Access, Image};
     use crate::host::stream::Stream;
+    use crate::host::vsock::Gate;
     use crate::test::LoopThread;
     use crate::virtio::block::{Block, BlockOptions};
     use crate::virtio::console::Console;
     use crate::virtio::rng::Entropy;
+    use crate::virtio::vsock::Vsock;
 
     const SECTORS: usize = 512;
+    const CID: u32 = 7;
 
     fn disk(home: &LoopThread, engine: Engine, read_only: bool) -> Block {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -361,6 +368,56 @@ mod test {
                 }
             }
             assert_eq!(typed, b"root\n");
+        }
+    }
+
+    #[test]
+    fn a_socket_device_carries_connections_of_an_independent_driver() {
+        let home = LoopThread::new();
+        for over_pci in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let gate = Gate::at(&folder.path().join("gate")).unwrap();
+            let listener = UnixListener::bind(folder.path().join("gate_9")).unwrap();
+            let device = Box::new(Vsock::new(CID, gate, home.handle()));
+            let wire: Box<dyn Wire> = match over_pci {
+                false => Box::new(MmioWire::new(device, GuestPages::memory())),
+                true => Box::new(PciWire::new(device, GuestPages::memory())),
+            };
+            let wired = Wired::new(wire);
+            let driver = VirtIOSocket::<GuestPages, _, 4096>::new(wired.clone()).unwrap();
+            let mut driver = VsockConnectionManager::new(driver);
+            assert_eq!(driver.guest_cid(), u64::from(CID));
+            let event = |driver: &mut VsockConnectionManager<GuestPages, Wired, 4096>| loop {
+                if let Some(event) = driver.poll().unwrap() {
+                    return event;
+                }
+                wired.wait_interrupt(Source::Queue(0));
+            };
+
+            let host = VsockAddr { cid: 2, port: 9 };
+            driver.connect(host, 1000).unwrap();
+            assert_eq!(event(&mut driver).event_type, VsockEventType::Connected);
+            let (mut program, _) = listener.accept().unwrap();
+            driver.send(host, 1000, b"ping").unwrap();
+            let mut said = [0; 4];
+            program.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"ping");
+            program.write_all(b"pong").unwrap();
+            assert_eq!(event(&mut driver).event_type, VsockEventType::Received { length: 4 });
+            assert_eq!(driver.recv(host, 1000, &mut said), Ok(4));
+            assert_eq!(&said, b"pong");
+
+            driver.listen(22);
+            let mut program = UnixStream::connect(folder.path().join("gate")).unwrap();
+            program.write_all(b"CONNECT 22\nearly").unwrap();
+            let asked = event(&mut driver);
+            assert_eq!(asked.event_type, VsockEventType::ConnectionRequest);
+            let early = event(&mut driver);
+            assert_eq!(early.event_type, VsockEventType::Received { length: 5 });
+            driver.shutdown(asked.source, 22).unwrap();
+            let mut line = String::new();
+            program.read_to_string(&mut line).unwrap();
+            assert_eq!(line, format!("OK {}\n", asked.source.port));
         }
     }
 }

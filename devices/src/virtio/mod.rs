@@ -17,4 +17,5 @@ pub mod queue;
 pub mod rng;
 pub mod transport;
 pub mod vhost;
+pub mod vsock;
 pub mod worker;

@@ -64,7 +64,7 @@ impl Drop for Clients {
 }
 
 /// Removes a socket of a process that has ended, and nothing else.
-fn remove_stale(path: &Path) -> io::Result<()> {
+pub(in crate::host) fn remove_stale(path: &Path) -> io::Result<()> {
     let is_socket = path.symlink_metadata().is_ok_and(|entry| entry.file_type().is_socket());
     if !is_socket {
         return Ok(());

@@ -1,0 +1,73 @@
+//! Virtio socket device (virtio 1.3, section 5.10): stream connections between programs of the
+//! guest and, through a [`Gate`], programs of the host.
+//!
+//! Each direction of a connection has a bounded buffer that its receiver has announced (credit):
+//! bytes for the guest wait in the host's socket, bytes for the host in a buffer of ours.
+
+mod connection;
+mod muxer;
+mod packet;
+
+use std::io;
+use std::sync::Arc;
+
+use self::muxer::VsockWorker;
+use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
+use super::worker;
+use crate::event::{LoopHandle, Registration};
+use crate::host::vsock::Gate;
+
+/// `VIRTIO_VSOCK_F_STREAM`.
+const FEATURE_STREAM: u64 = 1 << 0;
+
+/// Linux fills the receive queue with packets of 4 KiB, so this is how far the host may be ahead.
+const QUEUE_SIZE: u16 = 256;
+
+/// The receive, transmit and event queues; nothing ever happens that the last one is for.
+const QUEUE_SIZES: [u16; 3] = [QUEUE_SIZE, QUEUE_SIZE, 8];
+
+/// A socket device.
+pub struct Vsock {
+    // Dropped before the gate, so that the worker holds it no longer.
+    worker: Option<Registration>,
+    cid: u64,
+    /// The configuration space: the guest's context id.
+    config: [u8; 8],
+    gate: Arc<Gate>,
+    home: LoopHandle,
+}
+
+impl Vsock {
+    /// Makes the device of a guest whose context id is `cid`; its worker runs in the loop of
+    /// `home`.
+    pub fn new(cid: u32, gate: Gate, home: LoopHandle) -> Self {
+        let cid = u64::from(cid);
+        Self { worker: None, cid, config: cid.to_le_bytes(), gate: Arc::new(gate), home }
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn offer(&self) -> Offer {
+        let queue_sizes = QUEUE_SIZES.to_vec();
+        Offer { kind: DeviceKind::Vsock, features: FEATURE_STREAM, queue_sizes }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        let receive = activation.take_queue(0).map_err(io::Error::other)?;
+        let transmit = activation.take_queue(1).map_err(io::Error::other)?;
+        let worker = VsockWorker::new(self.cid, [receive, transmit], Arc::clone(&self.gate));
+        self.worker = Some(worker::start("vsock", worker, &self.home, activation.needs_reset)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+#[cfg(test)]
+mod test;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
-use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Transport};
+use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Transport, Vsock};
 
 use crate::devices::{self, BalloonChange, MemoryChange};
 use crate::key_values::on_or_off;
@@ -82,6 +82,10 @@ pub(crate) struct Machine {
         value_parser = devices::net
     )]
     nets: Vec<Net>,
+    /// Sockets between host and guest: by context id through the host's kernel, or through a unix
+    /// socket of this process.
+    #[arg(long, value_name = "[cid=]ID|auto[,socket=SOCKET]", value_parser = devices::vsock)]
+    vsock: Option<Vsock>,
     /// Number of virtual processors [default: 1].
     #[arg(long, value_name = "NUMBER")]
     cpus: Option<u32>,
@@ -177,6 +181,7 @@ impl Machine {
         config.root = self.root.or(config.root);
         config.disks.extend(self.disks);
         config.nets.extend(self.nets);
+        config.vsock = self.vsock.or(config.vsock);
         replace(&mut config.cpus, self.cpus);
         if let Some(change) = self.memory {
             change.apply(&mut config.memory);

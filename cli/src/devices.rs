@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use vmm::config::{Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink};
+use vmm::config::{
+    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Vsock,
+};
 
 use crate::key_values::KeyValues;
 
@@ -36,6 +38,17 @@ pub(crate) fn net(text: &str) -> Result<Net, String> {
         mtu: items.value("mtu")?,
         ..Net::new(link)
     })
+}
+
+/// The keys of `--vsock`.
+pub(crate) fn vsock(text: &str) -> Result<Vsock, String> {
+    let items = KeyValues::parse(text, &["cid", "socket"])?;
+    let cid: Option<String> = items.value("cid")?;
+    let cid = match cid.as_deref() {
+        None | Some("auto") => None,
+        Some(_) => items.value("cid")?,
+    };
+    Ok(Vsock { cid, socket: items.value("socket")? })
 }
 
 /// `3:4:5`, one descriptor for each queue pair.
@@ -192,6 +205,18 @@ mod test {
         ] {
             assert_eq!(net(text).unwrap_err(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_vsock_flag_has_an_id_a_socket_or_both() {
+        assert_eq!(vsock("auto").unwrap(), Vsock::default());
+        assert_eq!(vsock("7").unwrap(), Vsock { cid: Some(7), socket: None });
+        assert_eq!(
+            vsock("cid=7,socket=/s").unwrap(),
+            Vsock { cid: Some(7), socket: Some("/s".into()) }
+        );
+        assert_eq!(vsock("socket=/s").unwrap(), Vsock { cid: None, socket: Some("/s".into()) });
+        assert_eq!(vsock("cid=x").unwrap_err(), "cid=x: invalid digit found in string");
     }
 
     #[test]

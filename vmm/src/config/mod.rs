@@ -13,6 +13,7 @@ mod names;
 mod net;
 mod resolve;
 mod root;
+mod vsock;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ pub use net::{DEFAULT_QUEUE_PAIRS_MAX, MAX_QUEUE_PAIRS};
 pub use net::{LinkKeys, LinkKind, Mac, MacError, Net, NetLink, VhostNet};
 pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
 pub(crate) use root::SERIAL as ROOT_SERIAL;
+pub use vsock::Vsock;
 
 /// One machine: everything that `nixvmm run` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,8 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// Network cards, in the order in which the guest finds them. Default: none.
     pub nets: Vec<Net>,
+    /// The socket device. Default: none.
+    pub vsock: Option<Vsock>,
     /// Number of virtual processors. Default: 1.
     pub cpus: u32,
     /// RAM of the guest.
@@ -84,6 +88,7 @@ impl Default for Config {
             root: None,
             disks: Vec::new(),
             nets: Vec::new(),
+            vsock: None,
             cpus: 1,
             memory: Memory::default(),
             console: Console::Stdio,

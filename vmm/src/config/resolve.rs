@@ -39,6 +39,7 @@ impl Config {
         self.resolve_root()?;
         self.resolve_disks()?;
         self.resolve_nets()?;
+        self.resolve_vsock()?;
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
         self.check_smbios()?;

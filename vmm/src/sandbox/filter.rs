@@ -82,6 +82,7 @@ fn rule(when: When) -> Result<SeccompRule, seccompiler::BackendError> {
         When::Request(request) => (1, SeccompCmpOp::Eq, request.into()),
         When::Command(command) => (1, SeccompCmpOp::Eq, u64::from(command.cast_unsigned())),
         When::NotExecutable => (2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0),
+        When::UnixSocket => (0, SeccompCmpOp::Eq, libc::AF_UNIX as u64),
         When::OwnProcess => (0, SeccompCmpOp::Eq, std::process::id().into()),
     };
     let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;

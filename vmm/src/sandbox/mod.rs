@@ -34,11 +34,13 @@ pub enum ThreadKind {
     Block,
     /// A worker of a network card.
     Net,
+    /// The worker of a socket device.
+    Vsock,
 }
 
 impl ThreadKind {
     /// All of them.
-    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Block, Self::Net];
+    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Block, Self::Net, Self::Vsock];
 
     /// Its name in messages.
     #[must_use]
@@ -48,6 +50,7 @@ impl ThreadKind {
             Self::Vcpu => "vcpu",
             Self::Block => "block",
             Self::Net => "net",
+            Self::Vsock => "vsock",
         }
     }
 }
@@ -117,11 +120,12 @@ impl Rules {
 
 /// Names that the machine makes and takes away.
 fn removed_at_end(config: &Config) -> Vec<PathBuf> {
-    [&config.console, &config.serial]
+    let consoles = [&config.console, &config.serial]
         .into_iter()
         .filter(|console| matches!(console, Console::Pty { .. } | Console::Socket { .. }))
-        .filter_map(|console| console.path().map(PathBuf::from))
-        .collect()
+        .filter_map(|console| console.path().map(PathBuf::from));
+    let vsock = config.vsock.as_ref().and_then(|vsock| vsock.socket.clone());
+    consoles.chain(vsock).collect()
 }
 
 /// Leaves the signals of people and other processes to the main thread. Real-time signals kick

@@ -49,6 +49,7 @@ pub(super) const VHOST_NET_SET_BACKEND: u32 = write::<u64>(VHOST, 0x30);
 pub(super) const VHOST_VSOCK_SET_RUNNING: u32 = write::<u32>(VHOST, 0x61);
 
 // Of a terminal or socket (asm-generic/ioctls.h); those without numbers in libc for every target.
+pub(super) const FIONBIO: u32 = 0x5421;
 pub(super) const TCGETS: u32 = 0x5401;
 pub(super) const TCSETS: u32 = 0x5402;
 pub(super) const TCGETS2: u32 = read::<libc::termios2>(0x54, 0x2a);

@@ -23,6 +23,8 @@ pub(super) enum When {
     NotExecutable,
     /// A signal to this process and no other, for tgkill(2).
     OwnProcess,
+    /// A unix socket, for socket(2) and socketpair(2).
+    UnixSocket,
 }
 
 /// The calls of a kind of thread, in tables that may name a call more than once.
@@ -32,6 +34,7 @@ pub(super) fn allowed(kind: ThreadKind) -> [&'static [Call]; 2] {
         ThreadKind::Vcpu => VCPU,
         ThreadKind::Block => BLOCK,
         ThreadKind::Net => NET,
+        ThreadKind::Vsock => VSOCK,
     };
     [own, EVERY_THREAD]
 }
@@ -117,6 +120,21 @@ const BLOCK: &[Call] = &[
 ];
 
 const NET: &[Call] = &[always(libc::SYS_readv), always(libc::SYS_writev)];
+
+const VSOCK: &[Call] = &[
+    // Data between sockets and guest memory.
+    always(libc::SYS_readv),
+    always(libc::SYS_writev),
+    always(libc::SYS_recvfrom),
+    always(libc::SYS_sendto),
+    always(libc::SYS_shutdown),
+    // Programs that come, and those that the guest wants: unix sockets and no others.
+    always(libc::SYS_accept4),
+    when(libc::SYS_socket, &[When::UnixSocket]),
+    when(libc::SYS_socketpair, &[When::UnixSocket]),
+    always(libc::SYS_connect),
+    when(libc::SYS_ioctl, &[When::Request(FIONBIO)]),
+];
 
 const MAIN: &[Call] = &[
     // Consoles: files, terminals, sockets whose clients come and go.

@@ -9,16 +9,19 @@ mod muxer;
 mod packet;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use self::muxer::VsockWorker;
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
+use super::vhost::{self, KernelRings, Share};
 use super::worker;
 use crate::event::{LoopHandle, Registration};
 use crate::host::vsock::Gate;
 
 /// `VIRTIO_VSOCK_F_STREAM`.
 const FEATURE_STREAM: u64 = 1 << 0;
+/// `VIRTIO_VSOCK_F_SEQPACKET`.
+const FEATURE_SEQPACKET: u64 = 1 << 1;
 
 /// Linux fills the receive queue with packets of 4 KiB, so this is how far the host may be ahead.
 const QUEUE_SIZE: u16 = 256;
@@ -33,23 +36,43 @@ pub struct Vsock {
     cid: u64,
     /// The configuration space: the guest's context id.
     config: [u8; 8],
-    gate: Arc<Gate>,
+    features: u64,
+    path: Path,
     home: LoopHandle,
+}
+
+/// What carries the connections.
+enum Path {
+    /// Unix sockets of the host, by a worker of ours.
+    Gate(Arc<Gate>),
+    /// The host's kernel.
+    Kernel(Arc<Mutex<KernelRings>>),
 }
 
 impl Vsock {
     /// Makes the device of a guest whose context id is `cid`; its worker runs in the loop of
     /// `home`.
     pub fn new(cid: u32, gate: Gate, home: LoopHandle) -> Self {
+        Self::on(Path::Gate(Arc::new(gate)), cid, FEATURE_STREAM, home)
+    }
+
+    /// Makes the device of a guest whose connections the host's kernel carries. It knows `features`
+    /// and has given the guest `cid`.
+    pub fn in_kernel(cid: u32, features: u64, rings: KernelRings, home: LoopHandle) -> Self {
+        let features = FEATURE_STREAM | features & FEATURE_SEQPACKET;
+        Self::on(Path::Kernel(Arc::new(Mutex::new(rings))), cid, features, home)
+    }
+
+    fn on(path: Path, cid: u32, features: u64, home: LoopHandle) -> Self {
         let cid = u64::from(cid);
-        Self { worker: None, cid, config: cid.to_le_bytes(), gate: Arc::new(gate), home }
+        Self { worker: None, cid, config: cid.to_le_bytes(), features, path, home }
     }
 }
 
 impl VirtioDevice for Vsock {
     fn offer(&self) -> Offer {
         let queue_sizes = QUEUE_SIZES.to_vec();
-        Offer { kind: DeviceKind::Vsock, features: FEATURE_STREAM, queue_sizes }
+        Offer { kind: DeviceKind::Vsock, features: self.features, queue_sizes }
     }
 
     fn config(&self) -> &[u8] {
@@ -57,10 +80,18 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        let receive = activation.take_queue(0).map_err(io::Error::other)?;
-        let transmit = activation.take_queue(1).map_err(io::Error::other)?;
-        let worker = VsockWorker::new(self.cid, [receive, transmit], Arc::clone(&self.gate));
-        self.worker = Some(worker::start("vsock", worker, &self.home, activation.needs_reset)?);
+        self.worker = Some(match &self.path {
+            Path::Gate(gate) => {
+                let receive = activation.take_queue(0).map_err(io::Error::other)?;
+                let transmit = activation.take_queue(1).map_err(io::Error::other)?;
+                let worker = VsockWorker::new(self.cid, [receive, transmit], Arc::clone(gate));
+                worker::start("vsock", worker, &self.home, activation.needs_reset)?
+            }
+            Path::Kernel(rings) => {
+                let share = Share::new(rings, [0, 1]);
+                vhost::start("vsock", vec![share], &mut activation, &self.home)?
+            }
+        });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::{
     Balloon, BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Smbios, Transport,
-    VhostNet,
+    VhostNet, Vsock,
 };
 use super::*;
 
@@ -355,6 +355,29 @@ fn a_command_line_is_one_line_with_closed_quotes() {
     );
 }
 
+#[test]
+fn a_socket_device_has_an_id_of_a_guest_and_a_socket_with_a_short_path() {
+    let fixture = Fixture::new();
+    for cid in [0, 2, u32::MAX] {
+        fixture.refused(
+            |config| config.vsock = Some(Vsock { cid: Some(cid), socket: None }),
+            &format!("--vsock cid={cid}: a guest has one from 3 to 4294967294, or cid=auto"),
+        );
+    }
+    fixture.refused(
+        |config| config.vsock = Some(Vsock { cid: None, socket: Some(fixture.path("kernel")) }),
+        "--vsock @/kernel: exists and is no socket: remove it or choose another name",
+    );
+    let long = format!("/{}", "s".repeat(100));
+    fixture.refused(
+        |config| config.vsock = Some(Vsock { cid: None, socket: Some(long.as_str().into()) }),
+        &format!(
+            "--vsock {long}: with _PORT behind it 112 bytes long, and a socket's path has at most \
+             107: use a shorter folder"
+        ),
+    );
+}
+
 proptest! {
     #[test]
     fn a_resolved_machine_survives_json_and_resolves_to_itself(
@@ -391,6 +414,7 @@ proptest! {
                 Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },
                 Net::new(NetLink::User),
             ],
+            vsock: Some(Vsock { cid: Some(cpus + 2), socket: Some(fixture.path("vsock")) }),
             cpus,
             memory: Memory {
                 size: ByteSize(megabytes << 20),

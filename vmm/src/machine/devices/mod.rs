@@ -5,6 +5,7 @@ mod disk;
 mod mem;
 mod net;
 mod stream;
+mod vsock;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -159,6 +160,7 @@ impl Devices {
         let console = stream::open("--console", &site.config.console, site)?;
         disk::add(site, &mut devices, &mut self.worker_threads, &mut self.resizers)?;
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.nets)?;
+        vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {
             devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
         }

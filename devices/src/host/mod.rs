@@ -5,5 +5,6 @@ pub mod entropy;
 pub mod program;
 pub mod signals;
 pub mod stream;
+pub mod tap;
 pub mod vhost;
 pub mod vsock;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use arch::memory::{Backing, GuestAddress, GuestMemory};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, RespStatus, VirtIOBlk};
 use virtio_drivers::device::console::VirtIOConsole;
+use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::device::socket::{
     VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEventType,
@@ -240,16 +241,20 @@ unsafe impl Hal for GuestPages {
 mod test {
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
     use crate::host::disk::Engine;
     use crate::host::disk::image::{Access, Image};
     use crate::host::stream::Stream;
+    use crate::host::tap::Tap;
     use crate::host::vsock::Gate;
     use crate::test::LoopThread;
     use crate::virtio::block::{Block, BlockOptions};
     use crate::virtio::console::Console;
+    use crate::virtio::net::tap::TapBackend;
+    use crate::virtio::net::{Net, NetOptions};
     use crate::virtio::rng::Entropy;
     use crate::virtio::vsock::Vsock;
 
@@ -418,6 +423,52 @@ mod test {
             let mut line = String::new();
             program.read_to_string(&mut line).unwrap();
             assert_eq!(line, format!("OK {}\n", asked.source.port));
+        }
+    }
+
+    #[test]
+    fn a_card_exchanges_frames_with_an_independent_driver() {
+        const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+        let home = LoopThread::new();
+        let wire = Mutex::new(None);
+        let make = || -> Box<dyn VirtioDevice> {
+            let (outside, inside) = UnixDatagram::pair().unwrap();
+            inside.set_nonblocking(true).unwrap();
+            *wire.lock().unwrap() = Some(outside);
+            let tap = Arc::new(Tap::stand_in("wire", vec![inside.into()]));
+            let backend = TapBackend::new("net0", tap, vec![home.handle()]).unwrap();
+            let name = "net0".to_owned();
+            let options = NetOptions { name, mac: MAC, mtu: None, backend: Box::new(backend) };
+            Box::new(Net::new(options, home.handle()))
+        };
+        for over_pci in [false, true] {
+            let registers: Box<dyn Wire> = match over_pci {
+                false => Box::new(MmioWire::new(make(), GuestPages::memory())),
+                true => Box::new(PciWire::new(make(), GuestPages::memory())),
+            };
+            let wired = Wired::new(registers);
+            let wire = wire.lock().unwrap().take().unwrap();
+            let mut driver = VirtIONetRaw::<GuestPages, _, 16>::new(wired.clone()).unwrap();
+            driver.enable_interrupts();
+            assert_eq!(driver.mac_address(), MAC);
+            for round in 0..100_u8 {
+                let sent = vec![round; 60 + usize::from(round)];
+                driver.send(&sent).unwrap();
+                let mut frame = [0; 2000];
+                let len = wire.recv(&mut frame).unwrap();
+                assert_eq!(&frame[12..len], sent);
+                let mut buffer = [0; 2000];
+                // SAFETY: the buffer lives until the frame is received.
+                let token = unsafe { driver.receive_begin(&mut buffer) }.unwrap();
+                wire.send(&frame[..len]).unwrap();
+                while driver.poll_receive() != Some(token) {
+                    wired.wait_interrupt(Source::Queue(0));
+                }
+                // SAFETY: it is the buffer of the token.
+                let (header, received) =
+                    unsafe { driver.receive_complete(token, &mut buffer) }.unwrap();
+                assert_eq!(buffer[header..header + received], sent);
+            }
         }
     }
 }

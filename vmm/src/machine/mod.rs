@@ -142,6 +142,7 @@ impl Machine {
         };
         self.devices.reset();
         self.event_loop.run_ready()?;
+        self.devices.log_counts();
         if self.config.timing {
             eprint!("{}", self.timing.report(&self.shared.exits));
         }

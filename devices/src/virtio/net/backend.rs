@@ -1,5 +1,6 @@
 //! The seam between a card and what moves its frames.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -115,6 +116,13 @@ pub struct Count {
     pub bytes: u64,
     /// Frames that were lost: malformed, too large, or nobody there to take them.
     pub dropped: u64,
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { frames, bytes, dropped } = self;
+        write!(formatter, "{frames} frames, {bytes} bytes, {dropped} dropped")
+    }
 }
 
 impl DirectionCounters {

@@ -102,7 +102,7 @@ impl ControlWorker {
     fn set_receive_mode(&mut self, number: u8) -> Option<Answer> {
         let is_known = match number {
             0..=command::RX_ALLMULTI => self.has(FEATURE_CTRL_RX),
-            0..=command::RX_NOBCAST => self.has(FEATURE_CTRL_RX_EXTRA),
+            _ if number <= command::RX_NOBCAST => self.has(FEATURE_CTRL_RX_EXTRA),
             _ => false,
         };
         let [on]: [u8; 1] = self.chain.take()?;

@@ -9,6 +9,9 @@
 pub mod backend;
 mod control;
 pub mod layout;
+pub mod tap;
+#[cfg(test)]
+mod test;
 
 use std::io;
 
@@ -94,6 +97,11 @@ impl NetHandle {
     /// What the log calls the card.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the card's driver and its host share.
+    pub fn link(&self) -> Link {
+        self.link.clone()
     }
 
     /// Whether frames pass.

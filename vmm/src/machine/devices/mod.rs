@@ -24,7 +24,6 @@ use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::Sizer;
 use devices::virtio::mmio::MmioTransport;
-use devices::virtio::net::NetHandle;
 use devices::virtio::pci::PciTransport;
 use devices::virtio::rng::Entropy;
 use devices::virtio::{self};
@@ -46,7 +45,7 @@ pub(crate) struct Devices {
     pci_host: Option<Arc<Mutex<PciHost>>>,
     resizers: Vec<Resizer>,
     sizer: Option<Sizer>,
-    nets: Vec<NetHandle>,
+    cards: Vec<net::Card>,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
 }
@@ -81,7 +80,7 @@ impl Devices {
             pci_host: None,
             resizers: Vec::new(),
             sizer: None,
-            nets: Vec::new(),
+            cards: Vec::new(),
             worker_threads: Vec::new(),
         };
         devices.add_power(&mut buses, &site)?;
@@ -125,6 +124,11 @@ impl Devices {
         }
     }
 
+    /// Tells the log what went through the network cards.
+    pub(crate) fn log_counts(&self) {
+        self.cards.iter().for_each(net::Card::log_counts);
+    }
+
     fn add_power(&mut self, buses: &mut Buses, site: &Site<'_>) -> Result<()> {
         site.vm.connect_line(layout::POWER_INTERRUPT, self.power_button.interrupt().clone())?;
         let endings = site.endings.clone();
@@ -159,7 +163,7 @@ impl Devices {
         // First, because no thread may be there yet that takes the signals of a terminal.
         let console = stream::open("--console", &site.config.console, site)?;
         disk::add(site, &mut devices, &mut self.worker_threads, &mut self.resizers)?;
-        net::add(site, &mut devices, &mut self.worker_threads, &mut self.nets)?;
+        net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
         vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {
             devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod entropy;
+pub mod listener;
 pub mod program;
 pub mod signals;
 pub mod stream;

@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::stream::remove_stale;
+use super::listener::remove_stale;
 use crate::event::Event;
 
 /// Vectors of one call: a packet has one or two, whatever it is split into the rest follows.

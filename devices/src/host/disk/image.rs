@@ -142,6 +142,23 @@ impl Image {
         Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?)
     }
 
+    /// Makes the image larger, up to `size` bytes; the new bytes are zeros.
+    pub fn grow(&self, size: u64) -> io::Result<()> {
+        let refuse = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        let (now, block) = (self.size_bytes()?, u64::from(self.blocks.logical_bytes));
+        match self.kind {
+            _ if self.access.read_only => refuse("it is only read".to_owned()),
+            Kind::BlockDevice => refuse("a block device is resized where it is made".to_owned()),
+            Kind::RegularFile if size < now => {
+                refuse(format!("it has {now} bytes, and a disk cannot shrink"))
+            }
+            Kind::RegularFile if !size.is_multiple_of(block) => {
+                refuse(format!("{size} bytes are no multiple of {block}"))
+            }
+            Kind::RegularFile => Ok(rustix::fs::ftruncate(&self.file, size)?),
+        }
+    }
+
     /// Says whether the image may only be read.
     pub fn is_read_only(&self) -> bool {
         self.access.read_only

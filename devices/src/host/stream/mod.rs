@@ -27,7 +27,6 @@ use crate::event::{Event, EventLoop, Registration};
 use endpoint::Endpoint;
 
 pub use endpoint::QuitRequest;
-pub(super) use socket::remove_stale;
 
 /// Output that waits for its reader; more stays with the guest, or pushes the oldest out when
 /// nobody reads. A boot's messages fit.

@@ -134,6 +134,21 @@ impl Resizer {
         &self.name
     }
 
+    /// Makes the image larger, up to `size` bytes. The driver is not told.
+    pub fn grow(&self, size: u64) -> io::Result<()> {
+        self.image.grow(size)
+    }
+
+    /// The size in bytes that the driver has been told.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.capacity_sectors.load(Ordering::Relaxed).saturating_mul(SECTOR_BYTES)
+    }
+
+    /// Says whether the image may only be read.
+    pub fn is_read_only(&self) -> bool {
+        self.image.is_read_only()
+    }
+
     /// Looks at the image and returns the new size in bytes, cut to whole blocks.
     ///
     /// The driver is told.

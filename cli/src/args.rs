@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Transport, Vsock};
 
+use crate::ctl::Control;
 use crate::devices::{self, BalloonChange, MemoryChange};
 use crate::key_values::on_or_off;
 
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Run(Machine),
     /// Validates a machine and prints it as JSON, as --config takes it.
     Check(Machine),
+    /// Controls a running machine that was started with --control.
+    Ctl(Control),
     /// Takes the ELF kernel out of a bzImage, so that no guest has to unpack it at each boot.
     UnpackKernel {
         /// The compressed kernel.
@@ -106,6 +109,9 @@ pub(crate) struct Machine {
     /// Where a 16550 serial port (ttyS0) goes, as --console [default: off].
     #[arg(long, value_name = "PLACE", value_parser = devices::console)]
     serial: Option<Console>,
+    /// Where the running machine is controlled, by `nixvmm ctl` and varlinkctl(1).
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// Virtio entropy device [default: on].
     #[arg(long, value_name = "on|off", value_parser = switch())]
     rng: Option<bool>,
@@ -188,6 +194,7 @@ impl Machine {
         }
         replace(&mut config.console, self.console);
         replace(&mut config.serial, self.serial);
+        config.control = self.control.or(config.control);
         replace(&mut config.rng, self.rng);
         if let Some(change) = self.balloon {
             change.apply(&mut config.balloon);

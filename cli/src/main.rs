@@ -4,6 +4,7 @@
 //! page (`nixvmm man`).
 
 mod args;
+mod ctl;
 mod devices;
 mod key_values;
 mod log;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     match CommandLine::from_arguments().command {
         Command::Run(machine) => with_machine(machine, run),
         Command::Check(machine) => with_machine(machine, print),
+        Command::Ctl(control) => ended(control.run().map(|()| 0)),
         Command::UnpackKernel { bzimage, vmlinux } => {
             ended(unpack::unpack_kernel(&bzimage, &vmlinux).map(|()| 0))
         }

@@ -42,6 +42,7 @@ fn synopsis() -> Roff {
     for (command, arguments) in [
         ("nixvmm [run]", "--kernel FILE [OPTIONS]"),
         ("nixvmm check", "[OPTIONS]"),
+        ("nixvmm ctl", "SOCKET VERB [ARGUMENTS] [--json]"),
         ("nixvmm unpack-kernel", "BZIMAGE VMLINUX"),
         ("nixvmm completions", "SHELL"),
         ("nixvmm man", ""),
@@ -54,17 +55,49 @@ fn synopsis() -> Roff {
 
 fn commands() -> Roff {
     let mut roff = Roff::new();
+    let mut command_line = CommandLine::command();
+    command_line.build();
     roff.control("SH", ["COMMANDS"]);
-    for command in CommandLine::command().get_subcommands() {
-        roff.control("TP", []);
-        roff.text([bold(command.get_name())]);
-        roff.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+    describe(&mut roff, &command_line);
+    roff.control("SH", ["VERBS OF nixvmm ctl"]);
+    if let Some(control) = command_line.find_subcommand("ctl") {
+        describe(&mut roff, control);
     }
     roff
 }
 
+/// Each command within `command` with its arguments and what it does.
+fn describe(roff: &mut Roff, command: &clap::Command) {
+    for command in command.get_subcommands() {
+        let arguments: String = command
+            .get_positionals()
+            .map(|argument| {
+                let name = argument.get_id().as_str().to_uppercase();
+                if argument.is_required_set() { format!(" {name}") } else { format!(" [{name}]") }
+            })
+            .collect();
+        roff.control("TP", []);
+        roff.text([bold(command.get_name()), roman(arguments)]);
+        roff.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+    }
+}
+
 /// What each section says: paragraphs with or without a term before them.
-const SECTIONS: [(&str, &[(&str, &str)]); 3] = [
+const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
+    (
+        "SIGNALS",
+        &[
+            (
+                "SIGTERM, SIGINT, SIGHUP",
+                "Press the guest's power button until it ends; a second signal ends it at once.",
+            ),
+            (
+                "SIGUSR1",
+                "The guest is told the sizes that the images of all disks have by now, as \
+                 `nixvmm ctl SOCKET resize DISK` does for one.",
+            ),
+        ],
+    ),
     (
         "EXIT STATUS",
         &[
@@ -74,7 +107,11 @@ const SECTIONS: [(&str, &[(&str, &str)]); 3] = [
             ("3", "The guest rebooted, with --on-reboot exit."),
             ("4", "The guest's kernel panicked."),
             ("5", "A processor of the guest met a triple fault."),
-            ("6", "The guest did not power off in time after it was asked to."),
+            (
+                "6",
+                "The guest did not power off in time after it was asked to, or the machine was \
+                 ended at once by Ctrl-A x, a second signal or `nixvmm ctl SOCKET stop`.",
+            ),
             (
                 "159 (SIGSYS)",
                 "The sandbox ended the process, and its last line on standard error names the \
@@ -86,6 +123,13 @@ const SECTIONS: [(&str, &[(&str, &str)]); 3] = [
         "FILES",
         &[
             ("/dev/kvm", "Must be open to the user for reading and writing."),
+            (
+                "SOCKET",
+                "Where a machine with --control listens, open to its owner only. It speaks \
+                 varlink: `varlinkctl introspect SOCKET io.nixvmm.Machine` lists all calls. A \
+                 socket that a service manager passes under the name control \
+                 (FileDescriptorName=control) is used in its place.",
+            ),
             (
                 "FILE.json",
                 "A machine, as `nixvmm check` prints it. Each key has the name of its flag; keys \

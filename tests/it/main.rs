@@ -5,6 +5,7 @@
 
 mod boot;
 mod console;
+mod control;
 mod disk;
 mod machine;
 mod memory;
@@ -40,6 +41,7 @@ fn guest_tests() -> Vec<GuestTest> {
         memory::TESTS,
         disk::TESTS,
         console::TESTS,
+        control::TESTS,
         terminal::TESTS,
         power::TESTS,
         sandbox::TESTS,

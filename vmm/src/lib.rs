@@ -4,7 +4,9 @@
 
 mod address_plan;
 pub mod config;
+pub mod control;
 mod exit;
+mod happenings;
 mod kvm;
 mod loop_thread;
 mod machine;

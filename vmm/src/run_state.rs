@@ -21,14 +21,21 @@ pub(crate) enum Phase {
 /// One phase for all processors; each looks at it whenever it leaves the guest.
 pub(crate) struct RunState {
     phase: AtomicU8,
-    lock: Mutex<()>,
+    /// How many processors rest while the machine is paused.
+    resting: Mutex<u32>,
     changed: Condvar,
+    rested: Event,
 }
 
 impl RunState {
     /// Starts in `phase`.
-    pub(crate) fn new(phase: Phase) -> Self {
-        Self { phase: AtomicU8::new(phase as u8), lock: Mutex::new(()), changed: Condvar::new() }
+    pub(crate) fn new(phase: Phase) -> std::io::Result<Self> {
+        Ok(Self {
+            phase: AtomicU8::new(phase as u8),
+            resting: Mutex::new(0),
+            changed: Condvar::new(),
+            rested: Event::new()?,
+        })
     }
 
     /// The phase now.
@@ -42,16 +49,36 @@ impl RunState {
 
     /// Changes the phase. Who runs the guest meanwhile has to be kicked out of it to see that.
     pub(crate) fn set(&self, phase: Phase) {
-        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         self.phase.store(phase as u8, Ordering::Release);
         self.changed.notify_all();
     }
 
     /// Waits while the machine is in `phase`.
     pub(crate) fn wait_while(&self, phase: Phase) {
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_while(guard, |()| self.phase() == phase);
+        let guard = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(guard, |_| self.phase() == phase);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits while the machine is paused, and is counted meanwhile.
+    pub(crate) fn rest(&self) {
+        let mut guard = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        *guard = guard.saturating_add(1);
+        self.rested.signal();
+        let waited = self.changed.wait_while(guard, |_| self.phase() == Phase::Paused);
+        let mut guard = waited.unwrap_or_else(PoisonError::into_inner);
+        *guard = guard.saturating_sub(1);
+    }
+
+    /// How many processors have left the guest because the machine is paused.
+    pub(crate) fn resting(&self) -> u32 {
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Signalled whenever one more processor rests.
+    pub(crate) fn rested(&self) -> &Event {
+        &self.rested
     }
 }
 
@@ -70,6 +97,20 @@ pub(crate) enum Ending {
     Killed,
     /// The machine could not go on.
     Failed(Error),
+}
+
+impl Ending {
+    /// The name of the event by which control clients learn of it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::PowerOff => "power-off",
+            Self::Reset => "reset",
+            Self::Panic => "panic",
+            Self::TripleFault => "triple-fault",
+            Self::Killed => "killed",
+            Self::Failed(_) => "failed",
+        }
+    }
 }
 
 /// Where the first ending is kept until the main thread takes it; later ones are its consequences.
@@ -119,13 +160,18 @@ mod test {
 
     #[test]
     fn who_waits_while_paused_sees_the_phase_that_follows() {
-        let state = Arc::new(RunState::new(Phase::Paused));
+        let state = Arc::new(RunState::new(Phase::Paused).unwrap());
         let waiting = Arc::clone(&state);
         let waiter = std::thread::spawn(move || {
-            waiting.wait_while(Phase::Paused);
+            waiting.rest();
             waiting.phase()
         });
+        while state.resting() == 0 {
+            std::thread::yield_now();
+        }
+        assert!(state.rested().take());
         state.set(Phase::Stopping);
         assert_eq!(waiter.join().unwrap(), Phase::Stopping);
+        assert_eq!(state.resting(), 0);
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use devices::bus::Bus;
+use devices::event::Event;
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
@@ -66,14 +67,21 @@ pub(crate) struct Shared {
 
 /// The threads of all processors.
 pub(crate) struct VcpuThreads {
-    threads: Vec<VcpuThread>,
+    channels: Vec<Channels>,
+    pause: Pause,
+}
+
+/// Stops and continues all processors from the main thread; clones are the same.
+#[derive(Clone)]
+pub(crate) struct Pause {
+    threads: Arc<[JoinHandle<()>]>,
     shared: Arc<Shared>,
 }
 
-struct VcpuThread {
+/// The way of processors to the thread that runs them, and of the news that one has left.
+struct Channels {
     processors: Sender<VcpuFd>,
     left: Receiver<()>,
-    thread: JoinHandle<()>,
 }
 
 impl VcpuThreads {
@@ -89,19 +97,25 @@ impl VcpuThreads {
             .map_err(io::Error::from)
             .context("cannot handle the signal that stops processors")?;
         let (report, prepared) = channel();
-        let threads = (0..count)
-            .map(|id| VcpuThread::spawn(id, Arc::clone(shared), prepare.clone(), report.clone()))
+        let threads: Vec<_> = (0..count)
+            .map(|id| spawn_thread(id, Arc::clone(shared), prepare.clone(), report.clone()))
             .collect::<Result<_>>()?;
         drop(report);
         prepared.iter().collect::<Result<()>>()?;
-        Ok(Self { threads, shared: Arc::clone(shared) })
+        let (threads, channels): (Vec<_>, _) = threads.into_iter().unzip();
+        Ok(Self { channels, pause: Pause { threads: threads.into(), shared: Arc::clone(shared) } })
+    }
+
+    /// The way to pause the processors.
+    pub(crate) fn pause(&self) -> Pause {
+        self.pause.clone()
     }
 
     /// Starts a run of the guest: each thread gets its processor.
     pub(crate) fn start(&self, processors: Vec<VcpuFd>) -> Result<()> {
-        self.shared.run_state.set(Phase::Running);
-        for (thread, processor) in self.threads.iter().zip(processors) {
-            thread.processors.send(processor).map_err(|_| anyhow!("a vCPU thread is gone"))?;
+        self.pause.shared.run_state.set(Phase::Running);
+        for (channels, processor) in self.channels.iter().zip(processors) {
+            channels.processors.send(processor).map_err(|_| anyhow!("a vCPU thread is gone"))?;
         }
         Ok(())
     }
@@ -110,13 +124,11 @@ impl VcpuThreads {
     ///
     /// Calls `serve` as long as it takes: a processor may be waiting for the calling thread.
     pub(crate) fn stop(&self, mut serve: impl FnMut() -> Result<()>) -> Result<()> {
-        self.shared.run_state.set(Phase::Stopping);
-        for thread in &self.threads {
-            thread.kick();
-        }
-        for thread in &self.threads {
+        self.pause.shared.run_state.set(Phase::Stopping);
+        self.pause.kick();
+        for channels in &self.channels {
             // A thread that is gone, and its processor with it, disconnects.
-            while thread.left.recv_timeout(SERVE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            while channels.left.recv_timeout(SERVE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 serve()?;
             }
         }
@@ -124,41 +136,72 @@ impl VcpuThreads {
     }
 }
 
-impl VcpuThread {
-    fn spawn(
-        id: u32,
-        shared: Arc<Shared>,
-        prepare: impl Fn() -> Result<()> + Send + 'static,
-        prepared: Sender<Result<()>>,
-    ) -> Result<Self> {
-        let (processors, given) = channel();
-        let (leave, left) = channel();
-        let thread = thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .spawn(move || {
-                let outcome = prepare();
-                let is_ready = outcome.is_ok();
-                let _ = prepared.send(outcome);
-                drop(prepared);
-                if !is_ready {
-                    return;
-                }
-                for mut processor in given {
-                    run(&mut processor, id, &shared);
-                    drop(processor);
-                    let _ = leave.send(());
-                }
-            })
-            .with_context(|| format!("cannot make the thread of virtual processor {id}"))?;
-        Ok(Self { processors, left, thread })
+impl Pause {
+    /// Has the processors leave a guest that runs; [`RunState::rested`] tells of each.
+    pub(crate) fn begin(&self) {
+        if self.shared.run_state.phase() == Phase::Running {
+            self.shared.run_state.set(Phase::Paused);
+            self.kick();
+        }
+    }
+
+    /// Lets the processors of a paused machine enter the guest.
+    pub(crate) fn end(&self) {
+        if self.shared.run_state.phase() == Phase::Paused {
+            self.shared.run_state.set(Phase::Running);
+        }
+    }
+
+    /// Whether the machine is paused or about to be.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.shared.run_state.phase() == Phase::Paused
+    }
+
+    /// Whether the machine is paused and no processor is in the guest any more.
+    pub(crate) fn is_complete(&self) -> bool {
+        let resting = usize::try_from(self.shared.run_state.resting()).unwrap_or(usize::MAX);
+        self.is_begun() && resting >= self.threads.len()
+    }
+
+    /// Signalled when [`Pause::is_complete`] may have become true.
+    pub(crate) fn rested(&self) -> &Event {
+        self.shared.run_state.rested()
     }
 
     fn kick(&self) {
         // A thread that has ended needs no kick.
-        if !self.thread.is_finished() {
-            let _ = self.thread.kill(SIGRTMIN());
+        for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+            let _ = thread.kill(SIGRTMIN());
         }
     }
+}
+
+fn spawn_thread(
+    id: u32,
+    shared: Arc<Shared>,
+    prepare: impl Fn() -> Result<()> + Send + 'static,
+    prepared: Sender<Result<()>>,
+) -> Result<(JoinHandle<()>, Channels)> {
+    let (processors, given) = channel();
+    let (leave, left) = channel();
+    let thread = thread::Builder::new()
+        .name(format!("vcpu{id}"))
+        .spawn(move || {
+            let outcome = prepare();
+            let is_ready = outcome.is_ok();
+            let _ = prepared.send(outcome);
+            drop(prepared);
+            if !is_ready {
+                return;
+            }
+            for mut processor in given {
+                run(&mut processor, id, &shared);
+                drop(processor);
+                let _ = leave.send(());
+            }
+        })
+        .with_context(|| format!("cannot make the thread of virtual processor {id}"))?;
+    Ok((thread, Channels { processors, left }))
 }
 
 /// Runs one processor until the machine stops.
@@ -169,7 +212,10 @@ fn run(processor: &mut VcpuFd, id: u32, shared: &Shared) {
         match shared.run_state.phase() {
             Phase::Running => {}
             Phase::Paused => {
-                shared.run_state.wait_while(Phase::Paused);
+                shared.run_state.rest();
+                // The guest's watchdogs forgive the time in which it did not run. A guest that has
+                // no clock of KVM's has nothing to be told.
+                let _ = processor.kvmclock_ctrl();
                 continue;
             }
             Phase::Stopping => return,

@@ -62,6 +62,7 @@ fn every_flag_reaches_the_machine() {
         "--memory=1G,shared",
         "--console=pty",
         "--serial=file,path=s",
+        "--control=c",
         "--rng=off",
         "--balloon=off",
         "--transport=mmio",

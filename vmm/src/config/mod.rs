@@ -59,6 +59,8 @@ pub struct Config {
     pub console: Console,
     /// Where the guest's 16550 serial port (ttyS0) goes. Default: `off`.
     pub serial: Console,
+    /// The unix socket at which the running machine is controlled. Default: none.
+    pub control: Option<PathBuf>,
     /// Whether there is a virtio entropy device. Default: yes.
     pub rng: bool,
     /// The memory balloon, which gives memory back to the host.
@@ -93,6 +95,7 @@ impl Default for Config {
             memory: Memory::default(),
             console: Console::Stdio,
             serial: Console::Off,
+            control: None,
             rng: true,
             balloon: Balloon::default(),
             transport: Transport::Pci,

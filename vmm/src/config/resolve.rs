@@ -42,6 +42,7 @@ impl Config {
         self.resolve_vsock()?;
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
+        self.resolve_control()?;
         self.check_smbios()?;
         self.name_console();
         self.name_growth();
@@ -157,6 +158,17 @@ impl Config {
             },
         };
         bail!("--serial: {taken} is already the place of --console: give one of them another")
+    }
+
+    fn resolve_control(&mut self) -> Result<()> {
+        let Some(path) = &mut self.control else { return Ok(()) };
+        files::resolve_socket("--control", path)?;
+        ensure!(
+            ![&self.console, &self.serial].iter().any(|console| console.path() == Some(path)),
+            "--control: {} is already the place of a console: give one of them another",
+            path.display(),
+        );
+        Ok(())
     }
 
     fn check_smbios(&self) -> Result<()> {

@@ -17,12 +17,14 @@ use arch::memory::{Backing, GuestMemory, HugePages};
 use arch::platform::Platform;
 use arch::target::start;
 use boot::{EntryProtocol, Source};
+use serde_json::Value;
 
-use self::control::Control;
+use self::control::{Control, Parts, Steering};
 use self::devices::{Devices, Site};
 use crate::address_plan::AddressPlan;
 use crate::config::{self, BootProtocol, Config, OnReboot};
 use crate::exit::Exit;
+use crate::happenings::Happenings;
 use crate::kvm::{Hypervisor, Vm};
 use crate::run_state::{Ending, Endings, Phase, RunState};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -42,6 +44,7 @@ pub(crate) struct Machine {
     threads: VcpuThreads,
     timing: Timing,
     end_requested: Arc<AtomicBool>,
+    happenings: Happenings,
     _control: Registration,
 }
 
@@ -65,6 +68,7 @@ impl Machine {
 
         // 2. Files, so that a wrong name is told before anything else is done.
         let images = Images::open(&config)?;
+        let listener = control::listener(&config)?;
         timing.end_step("open files");
 
         // 3. KVM and the plan of addresses.
@@ -92,16 +96,15 @@ impl Machine {
         timing.end_step("devices");
 
         // 6. Processor threads: nothing that the guest does makes another one.
-        let run_state = RunState::new(Phase::Stopping);
-        let exits = ExitCounts::default();
-        let shared = Arc::new(Shared { run_state, endings: endings.clone(), buses, exits });
+        let run_state = RunState::new(Phase::Stopping)?;
+        let (endings, exits) = (endings.clone(), ExitCounts::default());
+        let shared = Arc::new(Shared { run_state, endings, buses, exits });
         let rules = sandbox.clone();
         let threads =
             VcpuThreads::spawn(config.cpus, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
-        let button = devices.power_button();
-        let resizers = devices.take_resizers();
-        let main_loop = event_loop.handle();
-        let control = Control::new(signals, endings, button, resizers, &config, main_loop)?;
+        let happenings = Happenings::new()?;
+        let steering = steering(&config, &shared, &happenings, &threads, &mut devices)?;
+        let control = Control::new(signals, listener, steering, event_loop.handle());
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
         timing.end_step("processor threads");
@@ -123,6 +126,7 @@ impl Machine {
             threads,
             timing,
             end_requested,
+            happenings,
             _control: control,
         })
     }
@@ -135,6 +139,7 @@ impl Machine {
             self.event_loop.run()?;
             let Some(ending) = self.shared.endings.take() else { continue };
             self.stop_processors()?;
+            self.happenings.report(ending.name(), Value::Null);
             if let Some(outcome) = self.outcome(ending) {
                 break outcome;
             }
@@ -155,7 +160,9 @@ impl Machine {
         start::write_reset_vector(self.memory, &self.platform.power)?;
         let processors = self.vm.create_processors(self.platform.processors, entry)?;
         program::release_code();
-        self.threads.start(processors)
+        self.threads.start(processors)?;
+        self.happenings.report("started", Value::Null);
+        Ok(())
     }
 
     /// Takes the processors out of the guest. One of them may be in a device that waits for the
@@ -192,6 +199,24 @@ impl Machine {
             Ending::Failed(error) => Some(Err(error)),
         }
     }
+}
+
+/// The hands on the machine, with all that they hold.
+fn steering(
+    config: &Config,
+    shared: &Shared,
+    happenings: &Happenings,
+    threads: &VcpuThreads,
+    devices: &mut Devices,
+) -> Result<Steering> {
+    Ok(Steering::new(Parts {
+        config: config.clone(),
+        endings: shared.endings.clone(),
+        happenings: happenings.clone(),
+        pause: threads.pause(),
+        button: devices.power_button(),
+        disks: devices.take_disks(),
+    })?)
 }
 
 impl Images {

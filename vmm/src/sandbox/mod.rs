@@ -125,7 +125,7 @@ fn removed_at_end(config: &Config) -> Vec<PathBuf> {
         .filter(|console| matches!(console, Console::Pty { .. } | Console::Socket { .. }))
         .filter_map(|console| console.path().map(PathBuf::from));
     let vsock = config.vsock.as_ref().and_then(|vsock| vsock.socket.clone());
-    consoles.chain(vsock).collect()
+    consoles.chain(vsock).chain(config.control.clone()).collect()
 }
 
 /// Leaves the signals of people and other processes to the main thread. Real-time signals kick

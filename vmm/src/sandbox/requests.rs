@@ -29,6 +29,7 @@ pub(super) const KVM_SET_SREGS: u32 = write::<kvm_sregs>(KVM, 0x84);
 pub(super) const KVM_SET_MSRS: u32 = write::<kvm_msrs>(KVM, 0x89);
 pub(super) const KVM_GET_LAPIC: u32 = read::<kvm_lapic_state>(KVM, 0x8e);
 pub(super) const KVM_SET_LAPIC: u32 = write::<kvm_lapic_state>(KVM, 0x8f);
+pub(super) const KVM_KVMCLOCK_CTRL: u32 = none(KVM, 0xad);
 pub(super) const KVM_SET_CPUID2: u32 = write::<kvm_cpuid2>(KVM, 0x90);
 pub(super) const KVM_SET_XCRS: u32 = write::<kvm_xcrs>(KVM, 0xa7);
 pub(super) const KVM_GET_TSC_KHZ: u32 = none(KVM, 0xa3);

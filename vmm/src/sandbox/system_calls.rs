@@ -92,6 +92,8 @@ const VCPU: &[Call] = &[
             When::Request(KVM_IRQFD),
             When::Request(KVM_IOEVENTFD),
             When::Request(KVM_SET_GSI_ROUTING),
+            // The guest's clock is told of a pause.
+            When::Request(KVM_KVMCLOCK_CTRL),
             // Where a processor was when it could not go on.
             When::Request(KVM_GET_REGS),
             // Queues and offloads of a tap, when a driver starts.
@@ -146,6 +148,9 @@ const MAIN: &[Call] = &[
     always(libc::SYS_unlink),
     always(libc::SYS_unlinkat),
     when(libc::SYS_fcntl, &[When::Command(libc::F_DUPFD_CLOEXEC)]),
+    // Calls of control clients, which may bring a file with them, and disks that they grow.
+    always(libc::SYS_recvmsg),
+    always(libc::SYS_ftruncate),
     // Timers, and the signals that ask the guest to end.
     always(libc::SYS_timerfd_create),
     always(libc::SYS_timerfd_settime),

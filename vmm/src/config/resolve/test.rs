@@ -324,6 +324,22 @@ fn consoles_have_a_place_each() {
 }
 
 #[test]
+fn a_control_socket_has_a_place_of_its_own() {
+    let fixture = Fixture::new();
+    fixture.refused(
+        |config| config.control = Some(fixture.path("kernel")),
+        "--control @/kernel: exists and is no socket: remove it or choose another name",
+    );
+    fixture.refused(
+        |config| {
+            config.console = Console::Socket { path: fixture.path("socket") };
+            config.control = Some(fixture.path("socket"));
+        },
+        "--control: @/socket is already the place of a console: give one of them another",
+    );
+}
+
+#[test]
 fn smbios_strings_have_bounds() {
     let fixture = Fixture::new();
     let strings = |strings: Vec<String>| Smbios { oem_strings: strings, ..Smbios::default() };
@@ -431,6 +447,7 @@ proptest! {
                 _ => Console::Socket { path: fixture.path("socket") },
             },
             serial: Console::Pty { link: None },
+            control: timing.then(|| fixture.path("control")),
             rng,
             balloon: Balloon { enabled: rng, statistics_interval: cpus, ..Balloon::default() },
             transport: if shared { Transport::Mmio } else { Transport::Pci },

@@ -1,126 +1,133 @@
-//! The main thread's part while a guest runs: signals, the power button and the time that it is
-//! given.
+//! The main thread's part while a guest runs: signals, control clients, and the time that a guest
+//! is given to end.
+
+mod steering;
+mod verbs;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use devices::event::{EventSet, Handler, LoopHandle, Watch};
+use devices::host::listener::Listener;
 use devices::host::signals::{IMAGES_CHANGED, Signals};
-use devices::power::PowerButton;
-use devices::virtio::block::Resizer;
-use vmm_sys_util::timerfd::TimerFd;
+use rustix::fs::Mode;
+use serde_json::json;
 
+pub(super) use self::steering::{Parts, Steering};
+use self::verbs::INTERFACE;
 use crate::config::Config;
-use crate::run_state::{Ending, Endings};
+use crate::control::{Occasion, Server};
 
 const SIGNAL: u32 = 0;
 const PRESS: u32 = 1;
 const ENDING: u32 = 2;
+const HAPPENING: u32 = 3;
+const RESTED: u32 = 4;
+/// The tokens of the control socket and its clients.
+const SERVER: u32 = 16;
 
-/// The power button is pressed again until the guest ends: one that is still booting does not hear
-/// the first press, and one that shuts down already ignores the others.
-const PRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Only the owner of the process may control it.
+const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 
-/// Turns signals into power button presses and, when that does not help, into the hard end; or into
-/// a look at the sizes of disks.
-pub(crate) struct Control {
+/// The name under which a service manager passes the control socket.
+const INHERITED_NAME: &str = "control";
+
+/// Turns signals and calls into what is done to the machine.
+pub(super) struct Control {
     signals: Signals,
-    endings: Endings,
-    button: PowerButton,
-    resizers: Vec<Resizer>,
-    press_timer: TimerFd,
-    shutdown_timeout: Duration,
-    /// When the guest is ended whatever it does; `None` while nobody has asked it to end.
-    deadline: Option<Instant>,
-    end_requested: Arc<AtomicBool>,
+    server: Option<Server>,
+    steering: Steering,
     main_loop: LoopHandle,
+}
+
+/// The control socket that the configuration names, or that a service manager passes.
+pub(super) fn listener(config: &Config) -> Result<Option<Listener>> {
+    let inherited = Listener::inherited(INHERITED_NAME).context("the inherited control socket")?;
+    if inherited.is_some() {
+        return Ok(inherited);
+    }
+    let bind = |path: &std::path::PathBuf| {
+        let listener = Listener::bind(path, Some(OWNER_ONLY));
+        listener.with_context(|| format!("--control {}: cannot be listened on", path.display()))
+    };
+    config.control.as_ref().map(bind).transpose()
 }
 
 impl Control {
     /// Makes the handler; `main_loop` is stopped whenever the guest's run ends.
-    pub(crate) fn new(
+    pub(super) fn new(
         signals: Signals,
-        endings: Endings,
-        button: PowerButton,
-        resizers: Vec<Resizer>,
-        config: &Config,
+        listener: Option<Listener>,
+        steering: Steering,
         main_loop: LoopHandle,
-    ) -> Result<Self> {
-        let shutdown_timeout = Duration::from_secs(config.shutdown_timeout.into());
-        let press_timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self {
-            signals,
-            endings,
-            button,
-            resizers,
-            press_timer,
-            shutdown_timeout,
-            deadline: None,
-            end_requested: Arc::default(),
-            main_loop,
-        })
+    ) -> Self {
+        let server = listener.map(|listener| Server::new(listener, SERVER));
+        Self { signals, server, steering, main_loop }
     }
 
     /// Whether somebody has asked the guest to end.
-    pub(crate) fn end_requested(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.end_requested)
+    pub(super) fn end_requested(&self) -> Arc<AtomicBool> {
+        self.steering.end_requested()
     }
 
-    fn ask_to_end(&mut self) {
-        if self.deadline.is_some() || self.shutdown_timeout.is_zero() {
-            return self.endings.report(Ending::Killed);
-        }
-        log::info!("the power button is pressed; a second signal ends the guest at once");
-        self.deadline = Instant::now().checked_add(self.shutdown_timeout);
-        self.end_requested.store(true, Ordering::Relaxed);
-        self.button.press();
-        if self.press_timer.reset(PRESS_INTERVAL, Some(PRESS_INTERVAL)).is_err() {
-            self.endings.report(Ending::Killed);
-        }
-    }
-
-    fn resize_disks(&self) {
-        for resizer in &self.resizers {
-            match resizer.resize() {
-                Ok(size) => log::info!("{} has {size} bytes now", resizer.name()),
-                Err(error) => log::warn!("{} keeps its size: {error}", resizer.name()),
+    fn take_signals(&mut self) {
+        while let Some(signal) = self.signals.take() {
+            match signal {
+                IMAGES_CHANGED => self.steering.look_at_images(),
+                _ => self.steering.end_by_signal(),
             }
         }
     }
 
-    fn press_again(&mut self) {
-        // The timer is ready, so this does not wait.
-        let _ = self.press_timer.wait();
-        if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-            log::warn!("the guest did not power off in time");
-            return self.endings.report(Ending::Killed);
+    /// Tells subscribers what has happened.
+    fn announce(&mut self, watch: &mut Watch<'_, '_>) {
+        self.steering.happenings().reported().take();
+        while let Some(happening) = self.steering.happenings().take() {
+            let Some(server) = &mut self.server else { continue };
+            let event = json!({
+                "event": happening.event,
+                "state": self.steering.state(),
+                "details": happening.details,
+            });
+            server.announce(&event, watch);
         }
-        self.button.press();
+    }
+
+    /// Replies to those who waited for a pause that is complete by now, or over.
+    fn settle_pause(&mut self, watch: &mut Watch<'_, '_>) {
+        if self.steering.settle_pause()
+            && let Some(server) = &mut self.server
+        {
+            server.complete(Occasion::Paused, watch);
+        }
     }
 }
 
 impl Handler for Control {
     fn start(&mut self, watch: &mut Watch<'_, '_>) -> io::Result<()> {
         watch.add(&self.signals, SIGNAL, EventSet::IN)?;
-        watch.add(&self.press_timer, PRESS, EventSet::IN)?;
-        watch.add(self.endings.reported(), ENDING, EventSet::IN)
+        watch.add(self.steering.press_timer(), PRESS, EventSet::IN)?;
+        watch.add(self.steering.endings().reported(), ENDING, EventSet::IN)?;
+        watch.add(self.steering.happenings().reported(), HAPPENING, EventSet::IN)?;
+        watch.add(self.steering.rested(), RESTED, EventSet::IN)?;
+        self.server.as_ref().map_or(Ok(()), |server| server.start(watch))
     }
 
-    fn ready(&mut self, token: u32, _: EventSet, _: &mut Watch<'_, '_>) {
+    fn ready(&mut self, token: u32, readiness: EventSet, watch: &mut Watch<'_, '_>) {
         match token {
-            SIGNAL => {
-                while let Some(signal) = self.signals.take() {
-                    match signal {
-                        IMAGES_CHANGED => self.resize_disks(),
-                        _ => self.ask_to_end(),
-                    }
+            SIGNAL => self.take_signals(),
+            PRESS => self.steering.press_again(),
+            ENDING => self.main_loop.stop(),
+            HAPPENING => self.announce(watch),
+            RESTED => drop(self.steering.rested().take()),
+            token => {
+                if let Some(server) = &mut self.server {
+                    server.ready(token, readiness, watch, &INTERFACE, &mut self.steering);
                 }
             }
-            PRESS => self.press_again(),
-            _ => self.main_loop.stop(),
         }
+        self.settle_pause(watch);
     }
 }

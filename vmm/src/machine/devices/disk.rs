@@ -12,12 +12,20 @@ use crate::config::{self, Disk};
 use crate::loop_thread::LoopThread;
 use crate::sandbox::ThreadKind;
 
-/// Makes all disks; `threads` are those of their workers, and `resizers` are theirs too.
+/// A disk as control clients know it.
+pub(crate) struct Handle {
+    /// Its serial, or its place among the disks where it has none.
+    pub(crate) name: String,
+    /// What gives it another size.
+    pub(crate) resizer: Resizer,
+}
+
+/// Makes all disks; `threads` are those of their workers, and `handles` are theirs too.
 pub(super) fn add(
     site: &Site<'_>,
     devices: &mut Vec<Box<dyn VirtioDevice>>,
     threads: &mut Vec<LoopThread>,
-    resizers: &mut Vec<Resizer>,
+    handles: &mut Vec<Handle>,
 ) -> Result<()> {
     for (index, disk) in site.config.disks.iter().enumerate() {
         let sandbox = site.sandbox.clone();
@@ -25,7 +33,8 @@ pub(super) fn add(
             sandbox.enter_thread(ThreadKind::Block)
         })?;
         let block = block_device(disk, site.config.cpus, thread.handle())?;
-        resizers.push(block.resizer());
+        let name = disk.serial.clone().unwrap_or_else(|| format!("disk{index}"));
+        handles.push(Handle { name, resizer: block.resizer() });
         devices.push(Box::new(block));
         threads.push(thread);
     }

@@ -19,7 +19,6 @@ use devices::panic::PanicPort;
 use devices::pci::{self, PciHost, SharedFunction};
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
 use devices::serial::{self, SerialAttendant, SerialPort};
-use devices::virtio::block::Resizer;
 use devices::virtio::console;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::Sizer;
@@ -28,6 +27,7 @@ use devices::virtio::pci::PciTransport;
 use devices::virtio::rng::Entropy;
 use devices::virtio::{self};
 
+pub(super) use self::disk::Handle as Disk;
 use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
 use crate::kvm::Vm;
@@ -43,7 +43,7 @@ pub(crate) struct Devices {
     mmio_transports: Vec<Arc<Mutex<MmioTransport>>>,
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
-    resizers: Vec<Resizer>,
+    disks: Vec<Disk>,
     sizer: Option<Sizer>,
     cards: Vec<net::Card>,
     // Dropped after the devices, whose workers run on them.
@@ -78,7 +78,7 @@ impl Devices {
             mmio_transports: Vec::new(),
             pci_transports: Vec::new(),
             pci_host: None,
-            resizers: Vec::new(),
+            disks: Vec::new(),
             sizer: None,
             cards: Vec::new(),
             worker_threads: Vec::new(),
@@ -99,9 +99,9 @@ impl Devices {
         self.power_button.clone()
     }
 
-    /// What gives disks the size that their images have by now; there once.
-    pub(crate) fn take_resizers(&mut self) -> Vec<Resizer> {
-        std::mem::take(&mut self.resizers)
+    /// The disks as control clients know them; there once.
+    pub(crate) fn take_disks(&mut self) -> Vec<Disk> {
+        std::mem::take(&mut self.disks)
     }
 
     /// Puts every device where it is at power on; when this returns nothing touches guest memory.
@@ -162,7 +162,7 @@ impl Devices {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         // First, because no thread may be there yet that takes the signals of a terminal.
         let console = stream::open("--console", &site.config.console, site)?;
-        disk::add(site, &mut devices, &mut self.worker_threads, &mut self.resizers)?;
+        disk::add(site, &mut devices, &mut self.worker_threads, &mut self.disks)?;
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
         vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {

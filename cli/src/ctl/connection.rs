@@ -1,0 +1,129 @@
+//! A connection to the control socket of a running machine.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde_json::{Value, json};
+use vmm::control::MACHINE_INTERFACE_NAME;
+
+/// Calls go out, replies come in.
+pub(super) struct Connection {
+    stream: BufReader<UnixStream>,
+}
+
+impl Connection {
+    /// Connects to `socket`.
+    pub(super) fn open(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    ": does the guest run, and was it started with --control?"
+                }
+                io::ErrorKind::ConnectionRefused => ": the guest has ended",
+                io::ErrorKind::PermissionDenied => ": only the owner of the machine may control it",
+                _ => "",
+            };
+            anyhow!("{}: {error}{remedy}", socket.display())
+        })?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Calls a method and returns the parameters of its reply.
+    pub(super) fn call(&mut self, method: &str, parameters: &Value) -> Result<Value> {
+        self.send(method, &json!({ "parameters": parameters }))?;
+        self.reply()?.context("the machine ended")
+    }
+
+    /// Calls a method with many replies, and takes them until the machine ends.
+    pub(super) fn follow(
+        &mut self,
+        method: &str,
+        mut take: impl FnMut(&Value) -> Result<()>,
+    ) -> Result<()> {
+        self.send(method, &json!({ "more": true }))?;
+        while let Some(parameters) = self.reply()? {
+            take(&parameters)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, method: &str, rest: &Value) -> Result<()> {
+        let mut call = rest.clone();
+        call["method"] = format!("{MACHINE_INTERFACE_NAME}.{method}").into();
+        let mut bytes = serde_json::to_vec(&call)?;
+        bytes.push(0);
+        self.stream.get_ref().write_all(&bytes).context("the machine takes no calls")
+    }
+
+    /// The parameters of the next reply; `None` at the end.
+    fn reply(&mut self) -> Result<Option<Value>> {
+        let mut bytes = Vec::new();
+        match self.stream.read_until(0, &mut bytes) {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
+                return Err(error).context("no reply");
+            }
+            _ => {}
+        }
+        if bytes.pop() != Some(0) {
+            return Ok(None);
+        }
+        let mut reply: Value =
+            serde_json::from_slice(&bytes).context("the reply is no JSON: is this nixvmm?")?;
+        let parameters = reply["parameters"].take();
+        match reply["error"].as_str() {
+            None => Ok(Some(parameters)),
+            Some(error) => bail!("{}", refusal(error, &parameters)),
+        }
+    }
+}
+
+/// An error of the other side in words.
+fn refusal(error: &str, parameters: &Value) -> String {
+    let text = |name: &str| parameters[name].as_str().unwrap_or_default().to_owned();
+    match error.rsplit_once('.').map_or(error, |(_, name)| name) {
+        "NotPossible" => text("reason"),
+        "NoSuchDisk" => format!("there is no disk {}: `disks` lists them", text("disk")),
+        "InvalidParameter" => format!("the machine refuses the parameter {}", text("parameter")),
+        "MethodNotFound" => {
+            format!("the machine has no {}: its nixvmm is of another version", text("method"))
+        }
+        _ => format!("{error} {parameters}"),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_in_words() {
+        for (error, parameters, expected) in [
+            ("io.nixvmm.Machine.NotPossible", json!({ "reason": "no" }), "no"),
+            (
+                "io.nixvmm.Machine.NoSuchDisk",
+                json!({ "disk": "x" }),
+                "there is no disk x: `disks` lists them",
+            ),
+            (
+                "org.varlink.service.InvalidParameter",
+                json!({ "parameter": "size" }),
+                "the machine refuses the parameter size",
+            ),
+            ("com.example.Odd", json!({ "a": 1 }), "com.example.Odd {\"a\":1}"),
+        ] {
+            assert_eq!(refusal(error, &parameters), expected);
+        }
+    }
+
+    #[test]
+    fn who_cannot_connect_is_told_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let error = |path: &Path| Connection::open(path).err().unwrap().to_string();
+        assert!(error(&path).contains("was it started with --control?"), "{}", error(&path));
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(error(&path).contains("the guest has ended"), "{}", error(&path));
+    }
+}

@@ -1,0 +1,108 @@
+//! `nixvmm ctl`: the verbs of a running machine, for people and scripts.
+
+mod connection;
+mod print;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use vmm::config::ByteSize;
+
+use self::connection::Connection;
+
+/// What is done to which machine.
+#[derive(Args, Debug)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Control {
+    /// The socket that --control of the running machine names.
+    #[arg(value_name = "SOCKET")]
+    socket: PathBuf,
+    /// Prints replies as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Prints what the machine is doing.
+    State,
+    /// Prints the machine as JSON, as --config takes it.
+    Config,
+    /// Takes the processors out of the guest, and returns when they all are.
+    Pause,
+    /// Lets a paused guest run again.
+    Resume,
+    /// Presses the power button once; the guest does what it does then.
+    PowerButton,
+    /// Asks the guest to power off, as SIGTERM does, and ends it after --shutdown-timeout.
+    PowerOff,
+    /// Resets the machine at once.
+    Reset,
+    /// Ends the machine at once, with exit status 6.
+    Stop,
+    /// Lists the disks and their sizes.
+    Disks,
+    /// Tells the guest the size that a disk's image has by now (all disks: SIGUSR1), or grows it.
+    Resize {
+        /// The disk: its serial, or disk0 and so on where it has none.
+        disk: String,
+        /// Grows the image to this size first.
+        size: Option<ByteSize>,
+    },
+    /// Prints what happens to the machine until it ends.
+    Events,
+}
+
+impl Control {
+    /// Does it and prints the reply.
+    pub(crate) fn run(self) -> Result<()> {
+        let mut connection = Connection::open(&self.socket)?;
+        let (method, parameters) = self.verb.call();
+        if let Verb::Events = self.verb {
+            return connection.follow(method, |event| print::event(event, self.json));
+        }
+        let reply = connection.call(method, &parameters)?;
+        if self.json && self.verb.has_reply() {
+            return print::json(&reply);
+        }
+        match &self.verb {
+            Verb::State => print::state(&reply),
+            Verb::Config => print::json(&reply["configuration"]),
+            Verb::Disks => print::disks(&reply),
+            Verb::Resize { disk, .. } => print::size(disk, &reply),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Verb {
+    /// The method and its parameters.
+    fn call(&self) -> (&'static str, Value) {
+        let method = match self {
+            Self::State => "GetState",
+            Self::Config => "GetConfiguration",
+            Self::Pause => "Pause",
+            Self::Resume => "Resume",
+            Self::PowerButton => "PressPowerButton",
+            Self::PowerOff => "PowerOff",
+            Self::Reset => "Reset",
+            Self::Stop => "Stop",
+            Self::Disks => "ListDisks",
+            Self::Resize { disk, size } => {
+                let size = size.map(|size| size.0);
+                return ("ResizeDisk", json!({ "disk": disk, "size": size }));
+            }
+            Self::Events => "Subscribe",
+        };
+        (method, json!({}))
+    }
+
+    /// Whether there is something to print.
+    fn has_reply(&self) -> bool {
+        matches!(self, Self::State | Self::Config | Self::Disks | Self::Resize { .. })
+    }
+}

@@ -1,0 +1,135 @@
+//! Replies for people: words, tables and sizes; or as JSON.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+
+/// A reply as it came.
+pub(super) fn json(reply: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(reply)?;
+    Ok(writeln!(io::stdout(), "{text}")?)
+}
+
+/// What the machine is doing.
+pub(super) fn state(reply: &Value) -> Result<()> {
+    let number = |name: &str| reply[name].as_u64().unwrap_or_default();
+    let rows = [
+        ["state".to_owned(), word(&reply["state"])],
+        ["up for".to_owned(), duration(number("uptimeUSec"))],
+        ["processors".to_owned(), number("processors").to_string()],
+        ["memory".to_owned(), size_text(number("memory"))],
+        ["process".to_owned(), number("processId").to_string()],
+        ["nixvmm".to_owned(), word(&reply["version"])],
+    ];
+    table(&rows)
+}
+
+/// The disks, one a line.
+pub(super) fn disks(reply: &Value) -> Result<()> {
+    let mut rows = vec![["DISK", "SIZE", "ACCESS"].map(str::to_owned)];
+    for disk in reply["disks"].as_array().into_iter().flatten() {
+        let access = if disk["readOnly"] == true { "read-only" } else { "read-write" };
+        let size = size_text(disk["size"].as_u64().unwrap_or_default());
+        rows.push([word(&disk["name"]), size, access.to_owned()]);
+    }
+    table(&rows)
+}
+
+/// The size that a disk has now.
+pub(super) fn size(disk: &str, reply: &Value) -> Result<()> {
+    let size = size_text(reply["size"].as_u64().unwrap_or_default());
+    Ok(writeln!(io::stdout(), "{disk} has {size}")?)
+}
+
+/// Something that has happened, at once.
+pub(super) fn event(event: &Value, as_json: bool) -> Result<()> {
+    let mut output = io::stdout().lock();
+    match &event["details"] {
+        _ if as_json => writeln!(output, "{event}")?,
+        Value::Null => writeln!(output, "{}", word(&event["event"]))?,
+        details => writeln!(output, "{} {details}", word(&event["event"]))?,
+    }
+    Ok(output.flush()?)
+}
+
+/// Rows of columns, each as wide as its widest cell.
+pub(super) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Result<()> {
+    Ok(io::stdout().lock().write_all(table_text(rows).as_bytes())?)
+}
+
+fn table_text<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let mut widths = [0; COLUMNS];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |row: &[String; COLUMNS]| {
+        let cells = row.iter().zip(widths);
+        let line: String = cells.map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+        format!("{}\n", line.trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// A size in the unit that suits it.
+pub(super) fn size_text(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB")];
+    let fitting = UNITS.iter().find(|(unit, _)| bytes >= *unit);
+    let &(unit, name) = fitting.unwrap_or(&(1 << 10, "KiB"));
+    // One decimal place, where there is something behind the point.
+    match (bytes / unit, bytes % unit * 10 / unit) {
+        (whole, 0) => format!("{whole} {name}"),
+        (whole, tenth) => format!("{whole}.{tenth} {name}"),
+    }
+}
+
+fn duration(microseconds: u64) -> String {
+    let seconds = Duration::from_micros(microseconds).as_secs();
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (days, hours, ..) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_unit_that_suits_them() {
+        for (bytes, expected) in [
+            (0, "0 KiB"),
+            (512, "0.5 KiB"),
+            (64 << 20, "64 MiB"),
+            ((1 << 30) + (512 << 20), "1.5 GiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ] {
+            assert_eq!(size_text(bytes), expected);
+        }
+    }
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, expected) in
+            [(7, "7 s"), (61, "1 min 1 s"), (3661, "1 h 1 min"), (90_000, "1 d 1 h")]
+        {
+            assert_eq!(duration(seconds * 1_000_000), expected);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["a", "long", "x"], ["longer", "b", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table_text(&rows), "a       long  x\nlonger  b\n");
+    }
+}

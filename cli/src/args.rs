@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
-use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Transport, Vsock};
+use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Pmem, Transport, Vsock};
 
 use crate::ctl::Control;
 use crate::devices::{self, BalloonChange, MemoryChange};
@@ -85,6 +85,14 @@ pub(crate) struct Machine {
         value_parser = devices::net
     )]
     nets: Vec<Net>,
+    /// A file that the guest has in its memory, as /dev/pmem0 and so on, and whose pages guests
+    /// share; may be given more than once, and adds to those of --config.
+    #[arg(
+        long = "pmem",
+        value_name = "[file=]FILE[,readonly]",
+        value_parser = devices::pmem
+    )]
+    pmems: Vec<Pmem>,
     /// Sockets between host and guest: by context id through the host's kernel, or through a unix
     /// socket of this process.
     #[arg(long, value_name = "[cid=]ID|auto[,socket=SOCKET]", value_parser = devices::vsock)]
@@ -186,6 +194,7 @@ impl Machine {
         replace(&mut config.boot_protocol, self.boot_protocol);
         config.root = self.root.or(config.root);
         config.disks.extend(self.disks);
+        config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
         config.vsock = self.vsock.or(config.vsock);
         replace(&mut config.cpus, self.cpus);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use vmm::config::{
-    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Vsock,
+    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Pmem, Vsock,
 };
 
 use crate::key_values::KeyValues;
@@ -55,6 +55,15 @@ pub(crate) fn vsock(text: &str) -> Result<Vsock, String> {
 fn descriptors(text: &str) -> Result<Vec<i32>, String> {
     let number = |part: &str| part.parse().map_err(|error| format!("fd={text}: {error}"));
     text.split(':').map(number).collect()
+}
+
+/// The keys of `--pmem`.
+pub(crate) fn pmem(text: &str) -> Result<Pmem, String> {
+    let items = KeyValues::parse(text, &["file", "readonly"])?;
+    Ok(Pmem {
+        file: items.required("file")?,
+        readonly: items.switch("readonly")?.unwrap_or_default(),
+    })
 }
 
 /// What `--memory` changes.
@@ -217,6 +226,14 @@ mod test {
         );
         assert_eq!(vsock("socket=/s").unwrap(), Vsock { cid: None, socket: Some("/s".into()) });
         assert_eq!(vsock("cid=x").unwrap_err(), "cid=x: invalid digit found in string");
+    }
+
+    #[test]
+    fn a_pmem_flag_has_a_file() {
+        let expected = Pmem { file: "store.erofs".into(), readonly: true };
+        assert_eq!(pmem("store.erofs,readonly").unwrap(), expected);
+        assert_eq!(pmem("file=store.erofs,readonly=on").unwrap(), expected);
+        assert_eq!(pmem("readonly").unwrap_err(), "file is missing: file=VALUE");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Does memory come and go? The balloon, free pages that go back to the host by themselves.
+//! Does memory come and go? Free pages that go back to the host by themselves, and files that
+//! guests share as memory.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -8,12 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
+use tests::tool;
 
 use crate::GuestTest;
 
 pub(crate) const TESTS: &[GuestTest] = &[
     ("memory::page_cache_that_a_guest_drops_goes_back_to_the_host", page_cache_goes_back),
     ("memory::shared_memory_that_a_guest_frees_goes_back_to_the_host", shared_memory_goes_back),
+    ("memory::guests_share_the_pages_of_a_persistent_memory_file", guests_share_a_file),
+    ("memory::a_persistent_memory_file_that_is_cut_ends_the_guest_with_an_error", cut_file),
 ];
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -63,6 +67,97 @@ fn shared_memory_goes_back(testbed: &Testbed) -> Result<()> {
         "dd if=/dev/urandom of=/mnt/a bs=1M count=8 && cp /mnt/a /mnt/b && cmp /mnt/a /mnt/b",
     )?;
     guest.power_off()
+}
+
+/// A store image with DAX in two guests, and a file that one of them writes.
+fn guests_share_a_file(testbed: &Testbed) -> Result<()> {
+    let folder = tempfile::tempdir_in("/dev/shm")?;
+    let (tree, store) = (folder.path().join("tree"), folder.path().join("store"));
+    fs::create_dir(&tree)?;
+    fs::write(tree.join("file"), noise(24 * MEBIBYTE))?;
+    tool::run("mkfs.erofs", [&store, &tree])?;
+    let content = fs::read(&store)?;
+    let written = folder.path().join("written");
+    File::create(&written)?.set_len(4 * MEBIBYTE)?;
+    let (store, written) = (text(&store)?, text(&written)?);
+
+    let shared = format!("file={store},readonly");
+    let launch = || Launch::tiny(testbed, &testbed.bzimage).arguments(["--pmem", &shared]);
+    let mut first = launch().arguments(["--pmem", written]).boot()?;
+    let mut second = launch().arguments(["--transport", "mmio"]).boot()?;
+    for guest in [&mut first, &mut second] {
+        guest.run("sh /modules/more && mount -t erofs -o ro,dax /dev/pmem0 /mnt")?;
+        guest.run("grep /mnt /proc/mounts | grep dax=always")?;
+        let sum = "cat /mnt/file | sha256sum && umount /mnt";
+        let found = guest.run(sum)?;
+        let expected = String::from_utf8(tool::run("sha256sum", [&tree.join("file")])?)?;
+        ensure!(found.split(' ').next() == expected.split(' ').next(), "{found}, not {expected}");
+    }
+    let (whole, own) = resident_of(&first, store)?;
+    ensure!(whole > 24 * MEBIBYTE, "only {whole} bytes of the store are mapped");
+    ensure!(own < whole / 100 * 60, "{own} of {whole} bytes of the store are counted twice");
+
+    // Nobody but root writes to a device, and not even root changes what is read-only.
+    second.attempt("dd if=/dev/zero of=/dev/pmem0 bs=4096 count=1 conv=fsync")?;
+    second.run("true").context("after a write to read-only memory")?;
+    ensure!(fs::read(store)? == content, "a read-only file was written");
+
+    first.run("yes nixvmm | dd of=/dev/pmem1 bs=4096 count=256 iflag=fullblock conv=fsync")?;
+    let expected: Vec<u8> = "nixvmm\n".bytes().cycle().take(1 << 20).collect();
+    ensure!(fs::read(written)?.starts_with(&expected), "the file lacks what the guest wrote");
+    first.tell("reboot -f")?;
+    first.wait_for_agent().context("after a reboot in place")?;
+    first.run("sh /modules/more && head -c 7 /dev/pmem1 | grep nixvmm")?;
+    first.power_off()?;
+    second.power_off()
+}
+
+fn cut_file(testbed: &Testbed) -> Result<()> {
+    let folder = tempfile::tempdir_in("/dev/shm")?;
+    let path = folder.path().join("file");
+    fs::write(&path, noise(4 * MEBIBYTE))?;
+    let pmem = format!("file={},readonly", text(&path)?);
+    let mut guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--pmem", &pmem]).boot()?;
+    guest.run("sh /modules/more && dd if=/dev/pmem0 of=/dev/null bs=1M count=1")?;
+    File::options().write(true).open(&path)?.set_len(4096)?;
+    guest.tell("dd if=/dev/pmem0 of=/dev/null bs=1M")?;
+    guest.expect_status(1)?;
+    guest.errors().wait_for_end(PATIENCE)?;
+    let said = guest.errors().text();
+    ensure!(said.contains("virtual processor 0"), "nixvmm does not say what happened:\n{said}");
+    Ok(())
+}
+
+/// Bytes that no compression and no merging of pages shortens.
+fn noise(len: u64) -> Vec<u8> {
+    let mut state = 1u64;
+    let next = |_| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()
+    };
+    (0..len / 8).flat_map(next).collect()
+}
+
+/// Bytes that `nixvmm` maps of `file`, and its proportional share of them.
+fn resident_of(guest: &Guest, file: &str) -> Result<(u64, u64)> {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", guest.process_id()))?;
+    let (mut whole, mut own, mut is_file) = (0, 0, false);
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [_, _, _, _, _, path] => is_file = *path == file,
+            [_, _, _, _, _] => is_file = false,
+            ["Rss:", size, "kB"] if is_file => whole += size.parse::<u64>()? * 1024,
+            ["Pss:", size, "kB"] if is_file => own += size.parse::<u64>()? * 1024,
+            _ => {}
+        }
+    }
+    Ok((whole, own))
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is no UTF-8")
 }
 
 /// Bytes of memory that the host has for `nixvmm` and its guest.

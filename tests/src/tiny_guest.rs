@@ -52,7 +52,11 @@ pub fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
         archive.program("init", INIT.as_bytes());
         kernel.install_modules(&mut archive, &MODULES, &[])?;
         let mut more = String::new();
+        let loaded = kernel.load_order(&MODULES)?;
         for module in kernel.load_order(&MORE_MODULES)? {
+            if loaded.iter().any(|other| other.name == module.name) {
+                continue;
+            }
             let path = format!("modules/{}.ko", module.name);
             archive.file(&path, &module.content);
             more += &format!("insmod /{path}\n");

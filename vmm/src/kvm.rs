@@ -17,12 +17,14 @@ use arch::memory::GuestMemory;
 use arch::platform::Processors;
 use arch::target::{cpuid, irqchip, layout, msr, start};
 use devices::event::Event;
+use devices::host::file_window::FileWindow;
 use devices::interrupt::{Message, MessageRoutes};
 use devices::virtio::transport::Doorbell;
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, Msrs,
-    kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_msi, kvm_userspace_memory_region, kvm_xcrs,
+    CpuId, KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY,
+    KvmIrqRouting, Msrs, kvm_cpuid_entry2, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_userspace_memory_region,
+    kvm_xcrs,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_allocator::IdAllocator;
@@ -89,6 +91,8 @@ pub(crate) struct Vm {
 
 struct Inner {
     fd: VmFd,
+    /// What the guest has in memory beside its RAM; their slots follow those of RAM.
+    windows: Vec<kvm_userspace_memory_region>,
     doorbells: Vec<(u64, Doorbell)>,
     lines: Vec<(u32, Event)>,
     messages: BTreeMap<RawFd, MessageWire>,
@@ -109,6 +113,7 @@ impl Vm {
     pub(crate) fn new(hypervisor: Hypervisor, memory: GuestMemory) -> Result<Arc<Self>> {
         let inner = Inner {
             fd: create_machine(&hypervisor.kvm, memory)?,
+            windows: Vec::new(),
             doorbells: Vec::new(),
             lines: Vec::new(),
             messages: BTreeMap::new(),
@@ -126,12 +131,34 @@ impl Vm {
         inner.messages.clear();
         inner.message_interrupts = message_interrupts()?;
         inner.fd = create_machine(&self.hypervisor.kvm, self.memory)?;
+        for window in &inner.windows {
+            inner.register_window(*window)?;
+        }
         for (address, doorbell) in &inner.doorbells {
             inner.register_doorbell(*address, doorbell)?;
         }
         for (interrupt, event) in &inner.lines {
             inner.register_interrupt(event, *interrupt)?;
         }
+        Ok(())
+    }
+
+    /// Shows a file to the guest at `start`.
+    ///
+    /// Where it is read-only, what the guest writes to it is lost, or ends the guest if KVM does
+    /// not know the instruction.
+    pub(crate) fn connect_window(&self, start: u64, window: &FileWindow) -> Result<()> {
+        let mut inner = self.inner();
+        let slot = self.memory.regions().count() + inner.windows.len();
+        let region = kvm_userspace_memory_region {
+            slot: slot.try_into()?,
+            flags: if window.is_read_only() { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: start,
+            memory_size: window.len(),
+            userspace_addr: window.host_address(),
+        };
+        inner.register_window(region)?;
+        inner.windows.push(region);
         Ok(())
     }
 
@@ -206,6 +233,12 @@ impl MessageRoutes for Vm {
 }
 
 impl Inner {
+    fn register_window(&self, window: kvm_userspace_memory_region) -> Result<()> {
+        // SAFETY: a file's window stays mapped until the process ends.
+        unsafe { self.fd.set_user_memory_region(window) }
+            .with_context(|| format!("cannot show a file at {:#x}", window.guest_phys_addr))
+    }
+
     fn register_doorbell(&self, address: u64, doorbell: &Doorbell) -> Result<()> {
         let write = IoEventAddress::Mmio(address);
         lend(&doorbell.event, |event| match doorbell.data {

@@ -57,6 +57,7 @@ fn every_flag_reaches_the_machine() {
         "--disk=a,readonly",
         "--disk=path=b,engine=sync",
         "--net=vmtap0,vhost=off",
+        "--pmem=store.erofs,readonly",
         "--vsock=auto",
         "--cpus=4",
         "--memory=1G,shared",

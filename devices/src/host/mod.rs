@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod entropy;
+pub mod file_window;
 pub mod listener;
 pub mod program;
 pub mod signals;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Config, Disk, Smbios, Vsock, nearest};
+use super::{Config, Disk, Pmem, Smbios, Vsock, nearest};
 
 /// Longest configuration file, so that a wrong path does not fill memory. A machine with hundreds
 /// of disks needs a tenth of it.
@@ -103,6 +103,7 @@ fn unknown_key(text: &str) -> Option<anyhow::Error> {
 fn schema() -> Option<Value> {
     let mut every_key = serde_json::to_value(Config {
         disks: vec![Disk::new("")],
+        pmems: vec![Pmem { file: "".into(), readonly: false }],
         vsock: Some(Vsock::default()),
         smbios: Smbios::default(),
         ..Config::default()

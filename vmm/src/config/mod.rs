@@ -49,6 +49,8 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// Network cards, in the order in which the guest finds them. Default: none.
     pub nets: Vec<Net>,
+    /// Files that the guest has in its memory, in the order of /dev/pmem0 and so on. Default: none.
+    pub pmems: Vec<Pmem>,
     /// The socket device. Default: none.
     pub vsock: Option<Vsock>,
     /// Number of virtual processors. Default: 1.
@@ -89,6 +91,7 @@ impl Default for Config {
             boot_protocol: BootProtocol::Auto,
             root: None,
             disks: Vec::new(),
+            pmems: Vec::new(),
             nets: Vec::new(),
             vsock: None,
             cpus: 1,
@@ -154,6 +157,17 @@ impl Disk {
             engine: Engine::Auto,
         }
     }
+}
+
+/// One virtio persistent memory device: a file in the guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Pmem {
+    /// The file or block device. Guests with the same one share its pages.
+    pub file: PathBuf,
+    /// Whether the guest may only read. Default: no.
+    #[serde(default)]
+    pub readonly: bool,
 }
 
 /// How the host reads and writes a disk.

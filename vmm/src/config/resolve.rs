@@ -38,6 +38,7 @@ impl Config {
         self.check_command_line()?;
         self.resolve_root()?;
         self.resolve_disks()?;
+        self.resolve_pmems()?;
         self.resolve_nets()?;
         self.resolve_vsock()?;
         self.check_processors_and_memory()?;
@@ -92,6 +93,14 @@ impl Config {
                 );
             }
             seen.push((identity, disk));
+        }
+        Ok(())
+    }
+
+    fn resolve_pmems(&mut self) -> Result<()> {
+        for pmem in &mut self.pmems {
+            let access = if pmem.readonly { Access::Read } else { Access::ReadWrite };
+            files::resolve_image("--pmem", &mut pmem.file, access)?;
         }
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::{
-    Balloon, BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Smbios, Transport,
-    VhostNet, Vsock,
+    Balloon, BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Pmem, Smbios,
+    Transport, VhostNet, Vsock,
 };
 use super::*;
 
@@ -56,6 +56,18 @@ impl Fixture {
         change(&mut config);
         config.resolve().unwrap()
     }
+}
+
+#[test]
+fn persistent_memory_is_a_file_that_is_there() {
+    let fixture = Fixture::new();
+    let pmem = |name: &str| Pmem { file: fixture.path(name), readonly: true };
+    fixture.refused(
+        |config| config.pmems = vec![pmem("a.img"), pmem("none")],
+        "--pmem @/none: No such file or directory (os error 2)",
+    );
+    let config = fixture.resolved(|config| config.pmems = vec![pmem("a.img"), pmem("a.img")]);
+    assert_eq!(config.pmems.len(), 2);
 }
 
 #[test]
@@ -425,6 +437,7 @@ proptest! {
                 },
                 Disk::new(fixture.path("b.img")),
             ],
+            pmems: vec![Pmem { file: fixture.path("store.erofs"), readonly }],
             nets: vec![
                 Net { queues: Some(2), mtu: Some(1500), ..Net::new(NetLink::Tap("tap".into())) },
                 Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },

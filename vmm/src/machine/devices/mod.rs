@@ -4,6 +4,7 @@ mod balloon;
 mod disk;
 mod mem;
 mod net;
+mod pmem;
 mod stream;
 mod vsock;
 
@@ -172,6 +173,7 @@ impl Devices {
             devices.push(Box::new(Entropy::new(site.main_loop.handle())));
         }
         balloon::add(site, &mut devices)?;
+        pmem::add(site, &mut devices, &mut self.worker_threads)?;
         self.sizer = mem::add(site, &mut devices)?;
         Ok(devices)
     }

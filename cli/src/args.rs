@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
-use vmm::config::{BootProtocol, Config, Console, Disk, Net, OnReboot, Pmem, Transport, Vsock};
+use vmm::config::{
+    BootProtocol, Config, Console, Disk, Forward, Net, OnReboot, Pmem, Transport, Vsock,
+};
 
 use crate::ctl::Control;
 use crate::devices::{self, BalloonChange, MemoryChange};
@@ -97,6 +99,9 @@ pub(crate) struct Machine {
     /// socket of this process.
     #[arg(long, value_name = "[cid=]ID|auto[,socket=SOCKET]", value_parser = devices::vsock)]
     vsock: Option<Vsock>,
+    /// Port of the host that leads to the guest of --net type=user; may be given more than once.
+    #[arg(long = "forward", value_name = "tcp|udp:[ADDRESS:]PORT:GUESTPORT")]
+    forwards: Vec<Forward>,
     /// Number of virtual processors [default: 1].
     #[arg(long, value_name = "NUMBER")]
     cpus: Option<u32>,
@@ -197,6 +202,7 @@ impl Machine {
         config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
         config.vsock = self.vsock.or(config.vsock);
+        config.add_forwards(self.forwards)?;
         replace(&mut config.cpus, self.cpus);
         if let Some(change) = self.memory {
             change.apply(&mut config.memory);

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Config, files};
+use super::{Config, Forward, files};
 
 /// Most queue pairs of a card; with more processors some share a pair.
 pub const MAX_QUEUE_PAIRS: u16 = 64;
@@ -44,6 +44,8 @@ pub struct Net {
     pub vhost: VhostNet,
     /// Largest packet in bytes. Default: the interface's own.
     pub mtu: Option<u16>,
+    /// Ports of the host that lead to the guest through a network of the user's own. Default: none.
+    pub forwards: Vec<Forward>,
 }
 
 /// What carries the frames of a card.
@@ -94,7 +96,8 @@ impl Net {
     /// A card on `link` with every default.
     #[must_use]
     pub fn new(link: NetLink) -> Self {
-        Self { link, mac: None, queues: None, vhost: VhostNet::Auto, mtu: None }
+        let forwards = Vec::new();
+        Self { link, mac: None, queues: None, vhost: VhostNet::Auto, mtu: None, forwards }
     }
 }
 
@@ -193,6 +196,25 @@ impl Config {
         self.check_that_nets_differ()
     }
 
+    /// Adds forwards to the one network of the user's own.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or more than one.
+    pub fn add_forwards(&mut self, forwards: Vec<Forward>) -> Result<()> {
+        let Some(first) = forwards.first() else { return Ok(()) };
+        let mut networks = self.nets.iter_mut().filter(|net| net.link == NetLink::User);
+        match (networks.next(), networks.next()) {
+            (Some(net), None) => net.forwards.extend(forwards),
+            (None, _) => anyhow::bail!("--forward {first}: needs a card with --net type=user"),
+            (Some(_), Some(_)) => anyhow::bail!(
+                "--forward {first}: to which of the cards with type=user? Say it by the key \
+                 `forwards` of a card in a --config file"
+            ),
+        }
+        Ok(())
+    }
+
     fn check_that_nets_differ(&self) -> Result<()> {
         for (index, net) in self.nets.iter().enumerate() {
             let name = net.link.name();
@@ -248,6 +270,10 @@ impl Net {
                 MTUS.end(),
             );
         }
+        ensure!(
+            self.forwards.is_empty() || self.link == NetLink::User,
+            "forwards: ports are forwarded to the network of type=user only",
+        );
         ensure!(
             self.vhost != VhostNet::On
                 || !matches!(self.link, NetLink::User | NetLink::VhostUser(_)),
@@ -311,21 +337,23 @@ struct Keys {
     vhost: VhostNet,
     #[serde(default)]
     mtu: Option<u16>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    forwards: Vec<Forward>,
 }
 
 impl TryFrom<Keys> for Net {
     type Error = &'static str;
 
     fn try_from(keys: Keys) -> Result<Self, Self::Error> {
-        let Keys { kind, tap, fd, vhost_user, mac, queues, vhost, mtu } = keys;
+        let Keys { kind, tap, fd, vhost_user, mac, queues, vhost, mtu, forwards } = keys;
         let link = NetLink::from_keys(LinkKeys { kind, tap, fd, vhost_user })?;
-        Ok(Self { link, mac, queues, vhost, mtu })
+        Ok(Self { link, mac, queues, vhost, mtu, forwards })
     }
 }
 
 impl From<Net> for Keys {
     fn from(net: Net) -> Self {
-        let Net { link, mac, queues, vhost, mtu } = net;
+        let Net { link, mac, queues, vhost, mtu, forwards } = net;
         let (kind, tap, fd, vhost_user) = match link {
             NetLink::Tap(name) => (None, Some(name), None, None),
             NetLink::Descriptors(fd) => (None, None, Some(fd), None),
@@ -333,7 +361,7 @@ impl From<Net> for Keys {
             NetLink::User => (Some(LinkKind::User), None, None, None),
             NetLink::VhostUser(path) => (None, None, None, Some(path)),
         };
-        Self { kind, tap, fd, vhost_user, mac, queues, vhost, mtu }
+        Self { kind, tap, fd, vhost_user, mac, queues, vhost, mtu, forwards }
     }
 }
 

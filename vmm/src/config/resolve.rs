@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use arch::target::layout;
 
 use super::files::{self, Access};
-use super::{ByteSize, Config, Console, Disk, root};
+use super::{ByteSize, Config, Console, Disk, Net, NetLink, root};
 
 /// Most processors: xAPIC ids are 8 bits wide and 255 addresses all of them at once.
 pub const MAX_CPUS: u32 = 254;
@@ -41,6 +41,7 @@ impl Config {
         self.resolve_pmems()?;
         self.resolve_nets()?;
         self.resolve_vsock()?;
+        self.share_memory();
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
         self.resolve_control()?;
@@ -103,6 +104,12 @@ impl Config {
             files::resolve_image("--pmem", &mut pmem.file, access)?;
         }
         Ok(())
+    }
+
+    /// A process that serves a device needs to see the guest's memory.
+    fn share_memory(&mut self) {
+        let is_served = |net: &Net| matches!(net.link, NetLink::User | NetLink::VhostUser(_));
+        self.memory.shared |= self.nets.iter().any(is_served);
     }
 
     fn check_processors_and_memory(&self) -> Result<()> {

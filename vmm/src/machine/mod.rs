@@ -2,6 +2,7 @@
 
 mod control;
 mod devices;
+mod passt;
 
 use std::fs::File;
 use std::path::Path;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use self::control::{Control, Parts, Steering};
 use self::devices::{Devices, Site};
+use self::passt::Passt;
 use crate::address_plan::AddressPlan;
 use crate::config::{self, BootProtocol, Config, OnReboot};
 use crate::exit::Exit;
@@ -63,6 +65,7 @@ impl Machine {
         let signals = Signals::block(&signals).context("cannot block signals")?;
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
         let endings = Endings::new()?;
+        let passts = Passt::start_all(&config)?;
         let sandbox = Sandbox::prepare(&config)?;
         timing.end_step("event loop and sandbox");
 
@@ -91,6 +94,7 @@ impl Machine {
             vm: &vm,
             main_loop: &mut event_loop,
             endings: &endings,
+            passts,
             sandbox: &sandbox,
         })?;
         timing.end_step("devices");

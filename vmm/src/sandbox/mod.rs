@@ -36,11 +36,14 @@ pub enum ThreadKind {
     Net,
     /// The worker of a socket device.
     Vsock,
+    /// Who speaks to a vhost-user process, or watches the time meanwhile.
+    VhostUser,
 }
 
 impl ThreadKind {
     /// All of them.
-    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Block, Self::Net, Self::Vsock];
+    const ALL: [Self; 6] =
+        [Self::Main, Self::Vcpu, Self::Block, Self::Net, Self::Vsock, Self::VhostUser];
 
     /// Its name in messages.
     #[must_use]
@@ -51,6 +54,7 @@ impl ThreadKind {
             Self::Block => "block",
             Self::Net => "net",
             Self::Vsock => "vsock",
+            Self::VhostUser => "vhost-user",
         }
     }
 }

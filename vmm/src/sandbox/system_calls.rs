@@ -35,6 +35,7 @@ pub(super) fn allowed(kind: ThreadKind) -> [&'static [Call]; 2] {
         ThreadKind::Block => BLOCK,
         ThreadKind::Net => NET,
         ThreadKind::Vsock => VSOCK,
+        ThreadKind::VhostUser => VHOST_USER,
     };
     [own, EVERY_THREAD]
 }
@@ -103,6 +104,7 @@ const VCPU: &[Call] = &[
     ),
     // What a device needs when its driver activates it.
     always(libc::SYS_eventfd2),
+    always(libc::SYS_timerfd_create),
     when(libc::SYS_fcntl, &[When::Command(libc::F_DUPFD_CLOEXEC)]),
 ];
 
@@ -136,6 +138,22 @@ const VSOCK: &[Call] = &[
     when(libc::SYS_socketpair, &[When::UnixSocket]),
     always(libc::SYS_connect),
     when(libc::SYS_ioctl, &[When::Request(FIONBIO)]),
+];
+
+const VHOST_USER: &[Call] = &[
+    // Messages, and the end of a conversation.
+    always(libc::SYS_sendmsg),
+    always(libc::SYS_recvmsg),
+    always(libc::SYS_shutdown),
+    // Time is up, or it is time to look for a process that was lost.
+    always(libc::SYS_timerfd_create),
+    always(libc::SYS_timerfd_settime),
+    // A process that is back where it was, and a child that is not.
+    when(libc::SYS_socket, &[When::UnixSocket]),
+    always(libc::SYS_connect),
+    always(libc::SYS_wait4),
+    when(libc::SYS_ioctl, &[When::Request(FIONBIO)]),
+    when(libc::SYS_fcntl, &[When::Command(libc::F_DUPFD_CLOEXEC)]),
 ];
 
 const MAIN: &[Call] = &[

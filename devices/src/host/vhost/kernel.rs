@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use arch::memory::GuestMemory;
@@ -14,6 +14,8 @@ use vhost::vhost_kern::vhost_binding::{
 use vhost::{VhostBackend, VringConfigData};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use crate::host::tap::TapQueue;
 
 /// The driver for network cards.
 pub const NET: &str = "/dev/vhost-net";
@@ -47,10 +49,10 @@ impl KernelVhost {
         self.features
     }
 
-    /// Connects ring `ring` of [`NET`] to a tap and starts it; `None` stops it.
+    /// Connects ring `ring` of [`NET`] to a queue of a tap and starts it; `None` stops it.
     ///
     /// When a stop returns, the driver touches neither the ring nor its buffers.
-    pub fn set_net_back_end(&self, ring: u32, tap: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub fn set_net_back_end(&self, ring: u32, tap: Option<&TapQueue>) -> io::Result<()> {
         let fd = tap.map_or(-1, |tap| tap.as_raw_fd());
         let file = vhost_vring_file { index: ring, fd };
         // SAFETY: the request takes a vhost_vring_file, which the kernel only reads.

@@ -100,6 +100,11 @@ impl UserVhost {
         self.conversation.ring_count
     }
 
+    /// Says whether the process may have more rings than one device of its kind at least has.
+    pub fn has_many_queues(&self) -> bool {
+        self.conversation.protocol.contains(VhostUserProtocolFeatures::MQ)
+    }
+
     /// Asks for `len` bytes of the device's configuration space; `None` from a process that leaves
     /// it to us.
     pub fn config(&mut self, len: u32) -> io::Result<Option<Vec<u8>>> {

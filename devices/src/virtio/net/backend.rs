@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use arch::memory::GuestMemory;
 
-use crate::virtio::device::{NeedsReset, QueueSetup};
+use crate::virtio::device::{NeedsReset, QueueSetup, TRANSPORT_FEATURES};
 use crate::virtio::transport::ConfigChange;
 
 /// What moves the frames of a card between its queue pairs and the host.
@@ -16,6 +16,11 @@ use crate::virtio::transport::ConfigChange;
 pub trait Backend: Send {
     /// What the backend can do, the same for its whole life.
     fn offer(&self) -> BackendOffer;
+
+    /// Which of the transport's features the backend can do.
+    fn transport_features(&self) -> u64 {
+        TRANSPORT_FEATURES
+    }
 
     /// Takes the way to report the state of the link, once, before everything else.
     fn connect(&mut self, _link: Link) {}

@@ -12,6 +12,7 @@ pub mod layout;
 pub mod tap;
 #[cfg(test)]
 mod test;
+pub mod vhost;
 
 use std::io;
 
@@ -133,6 +134,10 @@ impl VirtioDevice for Net {
             features: self.features,
             queue_sizes: vec![QUEUE_SIZE; queues],
         }
+    }
+
+    fn transport_features(&self) -> u64 {
+        self.backend.transport_features()
     }
 
     fn config(&self) -> &[u8] {

@@ -1,11 +1,12 @@
 //! Rings that a driver of the host's kernel serves.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use arch::memory::{GuestAddress, GuestMemory, NotRam};
 
 use super::{BackEnd, Exchange};
+use crate::host::tap::Tap;
 use crate::host::vhost::kernel::KernelVhost;
 
 /// A driver of the host's kernel as a back end.
@@ -16,16 +17,16 @@ pub struct KernelRings {
 
 /// What is behind the rings of a driver in the kernel.
 enum Outlet {
-    /// A queue of a tap: ring 0 receives and ring 1 sends.
-    Tap(OwnedFd),
+    /// A tap and the index of one of its queues: ring 0 receives and ring 1 sends.
+    Tap(Arc<Tap>, usize),
     /// The host's sockets.
     Vsock,
 }
 
 impl KernelRings {
-    /// The rings of a network card's queue pair, in front of a queue of a tap.
-    pub fn net(vhost: KernelVhost, tap: OwnedFd) -> Self {
-        Self { vhost, outlet: Outlet::Tap(tap) }
+    /// The rings of a network card's queue pair, in front of the queue of a tap at `index`.
+    pub fn net(vhost: KernelVhost, tap: Arc<Tap>, index: usize) -> Self {
+        Self { vhost, outlet: Outlet::Tap(tap, index) }
     }
 
     /// The receive and transmit rings of a socket device, whose guest has its address already.
@@ -35,9 +36,10 @@ impl KernelRings {
 
     fn switch(&self, rings: &[usize], running: bool) -> io::Result<()> {
         match &self.outlet {
-            Outlet::Tap(tap) => rings.iter().try_for_each(|ring| {
+            Outlet::Tap(tap, index) => rings.iter().try_for_each(|ring| {
                 let ring = u32::try_from(*ring).map_err(io::Error::other)?;
-                self.vhost.set_net_back_end(ring, running.then(|| tap.as_fd()))
+                let queue = tap.queues().get(*index).filter(|_| running);
+                self.vhost.set_net_back_end(ring, queue)
             }),
             Outlet::Vsock => self.vhost.set_vsock_running(running),
         }

@@ -4,8 +4,8 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::{
-    Balloon, BootProtocol, Engine, HugePages, Memory, Net, NetLink, OnReboot, Pmem, Smbios,
-    Transport, VhostNet, Vsock,
+    Balloon, BootProtocol, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot, Pmem,
+    Smbios, Transport, VhostNet, Vsock,
 };
 use super::*;
 
@@ -500,6 +500,31 @@ fn a_card_without_an_address_gets_one_that_stays() {
         config.smbios.uuid = Some("00112233-4455-6677-8899-aabbccddeeff".parse().unwrap());
     });
     assert_ne!(other.nets[0].mac, macs[0], "another machine has others");
+}
+
+#[test]
+fn a_card_that_a_process_serves_shares_the_guests_memory_with_it() {
+    let fixture = Fixture::new();
+    let shared =
+        |link: NetLink| fixture.resolved(|config| config.nets = vec![Net::new(link)]).memory.shared;
+    assert!(!shared(NetLink::Tap("a".into())));
+    assert!(shared(NetLink::User));
+    assert!(shared(NetLink::VhostUser(fixture.path("socket"))));
+}
+
+#[test]
+fn ports_are_forwarded_to_the_one_network_of_the_users_own() {
+    let forwards: Vec<Forward> = vec!["tcp:2222:22".parse().unwrap()];
+    let mut config = Config::default();
+    config.add_forwards(Vec::new()).unwrap();
+    let error = config.add_forwards(forwards.clone()).unwrap_err().to_string();
+    assert!(error.contains("--forward tcp:2222:22: needs a card with --net type=user"), "{error}");
+    config.nets = vec![Net::new(NetLink::Tap("a".into())), Net::new(NetLink::User)];
+    config.add_forwards(forwards.clone()).unwrap();
+    assert_eq!(config.nets[1].forwards, forwards);
+    config.nets.push(Net::new(NetLink::User));
+    let error = config.add_forwards(forwards).unwrap_err().to_string();
+    assert!(error.contains("to which of the cards"), "{error}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod mem;
 mod net;
 mod pmem;
 mod stream;
+mod vhost_user;
 mod vsock;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,7 @@ use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
+use crate::machine::passt::Passt;
 use crate::run_state::{Ending, Endings};
 use crate::sandbox::Sandbox;
 use crate::vcpu::Buses;
@@ -65,6 +67,8 @@ pub(crate) struct Site<'a> {
     pub(crate) main_loop: &'a mut EventLoop,
     /// Where the guest's end is reported.
     pub(crate) endings: &'a Endings,
+    /// The networks of the user's own, in the order of their cards.
+    pub(crate) passts: Vec<Passt>,
     /// What confines the threads of workers.
     pub(crate) sandbox: &'a Sandbox,
 }

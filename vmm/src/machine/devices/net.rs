@@ -1,18 +1,22 @@
 //! Network cards and what moves their frames.
 
+use std::io;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use devices::event::Registration;
 use devices::host::tap::{Queues, Tap};
+use devices::host::vhost::kernel::{self, KernelVhost};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::net::backend::Backend;
 use devices::virtio::net::tap::{LinkMonitor, TapBackend};
+use devices::virtio::net::vhost::VhostBackend;
 use devices::virtio::net::{Net, NetHandle, NetOptions};
 
-use super::Site;
-use crate::config::{self, DEFAULT_QUEUE_PAIRS_MAX, NetLink};
+use super::{Site, vhost_user};
+use crate::config::{self, DEFAULT_QUEUE_PAIRS_MAX, NetLink, VhostNet};
 use crate::loop_thread::LoopThread;
+use crate::machine::passt::Passt;
 use crate::sandbox::ThreadKind;
 
 /// What is kept of a card after it is on its bus.
@@ -42,6 +46,13 @@ struct Path {
     mtu: Option<u16>,
 }
 
+impl Path {
+    /// A path that begins and ends in another process.
+    fn elsewhere(backend: impl Backend + 'static) -> Self {
+        Self { backend: Box::new(backend), tap: None, mac: None, mtu: None }
+    }
+}
+
 /// Makes all cards; `threads` are those of their workers.
 pub(super) fn add(
     site: &mut Site<'_>,
@@ -49,9 +60,10 @@ pub(super) fn add(
     threads: &mut Vec<LoopThread>,
     cards: &mut Vec<Card>,
 ) -> Result<()> {
+    let mut passts = std::mem::take(&mut site.passts).into_iter();
     for (index, net) in site.config.nets.iter().enumerate() {
         let name = format!("net{index}");
-        let path = open(site, net, &name, threads)
+        let path = open(site, net, &name, &mut passts, threads)
             .with_context(|| format!("--net {}", net.link.name()))?;
         let mac = net.mac.map(|mac| mac.0).or(path.mac).unwrap_or_default();
         let mtu = net.mtu.or(path.mtu);
@@ -70,6 +82,7 @@ fn open(
     site: &Site<'_>,
     net: &config::Net,
     name: &str,
+    passts: &mut impl Iterator<Item = Passt>,
     threads: &mut Vec<LoopThread>,
 ) -> Result<Path> {
     match &net.link {
@@ -77,15 +90,29 @@ fn open(
             let tap = Arc::new(open_tap(site, net)?);
             let is_macvtap = matches!(net.link, NetLink::Macvtap(_));
             let mac = if is_macvtap { tap.address() } else { None };
-            let homes = spawn_threads(site, name, tap.queues().len(), threads)?;
-            Ok(Path {
-                mac,
-                mtu: tap.mtu(),
-                backend: Box::new(TapBackend::new(name, Arc::clone(&tap), homes)?),
-                tap: Some(tap),
-            })
+            let backend: Box<dyn Backend> = match open_vhost(site, net, name, &tap)? {
+                // Nothing is left to do here but to set it up.
+                Some(vhost) => {
+                    let home = site.main_loop.handle();
+                    Box::new(VhostBackend::kernel(name, &tap, vhost, home))
+                }
+                None => {
+                    let homes = spawn_threads(site, name, tap.queues().len(), threads)?;
+                    Box::new(TapBackend::new(name, Arc::clone(&tap), homes)?)
+                }
+            };
+            Ok(Path { mac, mtu: tap.mtu(), backend, tap: Some(tap) })
         }
-        NetLink::User | NetLink::VhostUser(_) => bail!("vhost-user cannot be used yet"),
+        NetLink::User => {
+            let passt = passts.next().context("passt was not started")?;
+            Ok(Path::elsewhere(vhost_user::passt(site, name, passt, threads)?))
+        }
+        NetLink::VhostUser(socket) => {
+            let processors = u16::try_from(site.config.cpus).unwrap_or(u16::MAX);
+            let pairs = net.queues.unwrap_or(processors.min(DEFAULT_QUEUE_PAIRS_MAX));
+            let card = vhost_user::listening(site, name, socket, pairs, threads)?;
+            Ok(Path::elsewhere(card))
+        }
     }
 }
 
@@ -105,6 +132,31 @@ fn open_tap(site: &Site<'_>, net: &config::Net) -> Result<Tap> {
         tap.set_mtu(mtu)?;
     }
     Ok(tap)
+}
+
+/// vhost-net of the host's kernel, one device for each queue; `None` where this process moves the
+/// frames.
+fn open_vhost(
+    site: &Site<'_>,
+    net: &config::Net,
+    name: &str,
+    tap: &Tap,
+) -> Result<Option<Vec<KernelVhost>>> {
+    if net.vhost == VhostNet::Off {
+        return Ok(None);
+    }
+    let open = |_| KernelVhost::open(kernel::NET, site.memory);
+    match tap.queues().iter().map(open).collect::<io::Result<Vec<_>>>() {
+        Ok(devices) => Ok(Some(devices)),
+        Err(error) if net.vhost == VhostNet::Auto => {
+            log::debug!("{name}: frames are moved here, because {} fails: {error}", kernel::NET);
+            Ok(None)
+        }
+        Err(error) => Err(error).context(
+            "vhost=on: /dev/vhost-net cannot be used: load the module vhost_net, give this user \
+             access, or let vhost=auto choose",
+        ),
+    }
 }
 
 /// Threads for `pairs` queue pairs: one for each, but no more than there are processors to keep

@@ -144,6 +144,7 @@ fn every_verb(testbed: &Testbed) -> Result<()> {
 
     let events = Events::follow(&control)?;
     pause_and_resume(&control, &mut guest)?;
+    count(&control, &mut guest)?;
     resize(&control, &mut guest)?;
 
     let first = guest.run("cat /proc/sys/kernel/random/boot_id")?;
@@ -190,6 +191,37 @@ fn pause_and_resume(control: &Control, guest: &mut Guest) -> Result<()> {
     guest.run("echo 10 > /proc/sys/kernel/watchdog_thresh")?;
     let complaints = guest.run("dmesg | grep -ci -e 'soft lockup' -e stall || true")?;
     ensure!(complaints.trim() == "0", "the guest's watchdogs have seen the pause");
+    Ok(())
+}
+
+/// What the guest does is counted, for people, scripts and Prometheus.
+fn count(control: &Control, guest: &mut Guest) -> Result<()> {
+    let read = |control: &Control| -> Result<(u64, u64)> {
+        let statistics = control.json(&["stats"])?;
+        let disk = &statistics["devices"][0];
+        ensure!(disk["name"] == "data" && disk["kind"] == "disk", "{statistics}");
+        ensure!(statistics["processors"].as_array().map(Vec::len) == Some(2), "{statistics}");
+        let count = |name: &str| disk["counters"][name].as_u64().context("no such counter");
+        Ok((count("writes")?, count("written_bytes")?))
+    };
+    let before = read(control)?;
+    guest.run("dd if=/dev/zero of=/dev/vda bs=64k count=4 oflag=direct")?;
+    let after = read(control)?;
+    ensure!(after.1 == before.1 + (256 << 10), "{before:?} {after:?}");
+    ensure!(after.0 >= before.0 + 4, "{before:?} {after:?}");
+    let metrics = control.ctl(&["metrics"])?;
+    for line in [
+        "# TYPE nixvmm_disk_written_bytes_total counter",
+        &format!("nixvmm_disk_written_bytes_total{{device=\"data\"}} {}", after.1),
+        "nixvmm_state{state=\"running\"} 1",
+    ] {
+        ensure!(metrics.lines().any(|other| other == line), "{line} is not in\n{metrics}");
+    }
+    ensure!(
+        metrics.contains("nixvmm_exits_total{processor=\"1\",reason=\"signals\"}"),
+        "{metrics}"
+    );
+    ensure!(control.ctl(&["stats"])?.contains("written bytes"), "a table for people");
     Ok(())
 }
 

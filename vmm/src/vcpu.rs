@@ -36,8 +36,9 @@ pub(crate) struct Buses {
     pub(crate) ports: Bus,
 }
 
-/// How often processors left the guest for user space, by reason.
+/// How often a processor left the guest for user space, by reason. No two share a cache line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct ExitCounts {
     /// Reads from I/O ports.
     pub(crate) port_reads: AtomicU64,
@@ -53,6 +54,26 @@ pub(crate) struct ExitCounts {
     pub(crate) others: AtomicU64,
 }
 
+impl ExitCounts {
+    /// The counts of `processors` that have not run.
+    pub(crate) fn of(processors: u32) -> Vec<Self> {
+        (0..processors).map(|_| Self::default()).collect()
+    }
+
+    /// The counts by the name of their reason.
+    pub(crate) fn read(&self) -> [(&'static str, u64); 6] {
+        [
+            ("port_reads", &self.port_reads),
+            ("port_writes", &self.port_writes),
+            ("memory_reads", &self.memory_reads),
+            ("memory_writes", &self.memory_writes),
+            ("signals", &self.signals),
+            ("others", &self.others),
+        ]
+        .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+    }
+}
+
 /// What all processor threads share.
 pub(crate) struct Shared {
     /// What the processors are to do.
@@ -61,8 +82,8 @@ pub(crate) struct Shared {
     pub(crate) endings: Endings,
     /// The devices.
     pub(crate) buses: Buses,
-    /// Why they left the guest.
-    pub(crate) exits: ExitCounts,
+    /// Why each of them left the guest.
+    pub(crate) exits: Vec<ExitCounts>,
 }
 
 /// The threads of all processors.
@@ -168,6 +189,11 @@ impl Pause {
         self.shared.run_state.rested()
     }
 
+    /// Why each processor left the guest.
+    pub(crate) fn exits(&self) -> &[ExitCounts] {
+        &self.shared.exits
+    }
+
     fn kick(&self) {
         // A thread that has ended needs no kick.
         for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
@@ -207,6 +233,8 @@ fn spawn_thread(
 /// Runs one processor until the machine stops.
 fn run(processor: &mut VcpuFd, id: u32, shared: &Shared) {
     let running = Running::enter(processor);
+    let uncounted = ExitCounts::default();
+    let exits = shared.exits.get(id as usize).unwrap_or(&uncounted);
     loop {
         running.forget_kick();
         match shared.run_state.phase() {
@@ -220,7 +248,7 @@ fn run(processor: &mut VcpuFd, id: u32, shared: &Shared) {
             }
             Phase::Stopping => return,
         }
-        match step(processor, &running, shared) {
+        match step(processor, &running, shared, exits) {
             Leave::No => {}
             Leave::Ended(ending) => end(ending, shared),
             Leave::Failed(failure) => {
@@ -246,8 +274,8 @@ enum Leave {
 }
 
 /// Enters the guest once and serves its exit.
-fn step(processor: &mut VcpuFd, running: &Running, shared: &Shared) -> Leave {
-    let Shared { buses, exits, .. } = shared;
+fn step(processor: &mut VcpuFd, running: &Running, shared: &Shared, exits: &ExitCounts) -> Leave {
+    let Shared { buses, .. } = shared;
     match processor.run() {
         Ok(VcpuExit::MmioRead(address, data)) => {
             count(&exits.memory_reads);

@@ -53,6 +53,10 @@ enum Verb {
         /// Grows the image to this size first.
         size: Option<ByteSize>,
     },
+    /// Prints what devices and processors have counted.
+    Stats,
+    /// Prints the same in the text format of Prometheus.
+    Metrics,
     /// Prints what happens to the machine until it ends.
     Events,
 }
@@ -73,6 +77,8 @@ impl Control {
             Verb::State => print::state(&reply),
             Verb::Config => print::json(&reply["configuration"]),
             Verb::Disks => print::disks(&reply),
+            Verb::Stats => print::statistics(&reply),
+            Verb::Metrics => print::text(&reply["text"]),
             Verb::Resize { disk, .. } => print::size(disk, &reply),
             _ => Ok(()),
         }
@@ -96,6 +102,8 @@ impl Verb {
                 let size = size.map(|size| size.0);
                 return ("ResizeDisk", json!({ "disk": disk, "size": size }));
             }
+            Self::Stats => "GetStatistics",
+            Self::Metrics => "GetMetrics",
             Self::Events => "Subscribe",
         };
         (method, json!({}))
@@ -103,6 +111,14 @@ impl Verb {
 
     /// Whether there is something to print.
     fn has_reply(&self) -> bool {
-        matches!(self, Self::State | Self::Config | Self::Disks | Self::Resize { .. })
+        !matches!(
+            self,
+            Self::Pause
+                | Self::Resume
+                | Self::PowerButton
+                | Self::PowerOff
+                | Self::Reset
+                | Self::Stop
+        )
     }
 }

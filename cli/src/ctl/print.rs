@@ -43,6 +43,33 @@ pub(super) fn size(disk: &str, reply: &Value) -> Result<()> {
     Ok(writeln!(io::stdout(), "{disk} has {size}")?)
 }
 
+/// All counters, one a line.
+pub(super) fn statistics(reply: &Value) -> Result<()> {
+    let mut rows = vec![["DEVICE", "COUNTER", "VALUE"].map(str::to_owned)];
+    for device in reply["devices"].as_array().into_iter().flatten() {
+        add_counters(&mut rows, &word(&device["name"]), &device["counters"]);
+    }
+    for processor in reply["processors"].as_array().into_iter().flatten() {
+        let name = format!("processor {}", processor["id"]);
+        add_counters(&mut rows, &name, &processor["exits"]);
+    }
+    table(&rows)
+}
+
+fn add_counters(rows: &mut Vec<[String; 3]>, name: &str, counters: &Value) {
+    for (counter, value) in counters.as_object().into_iter().flatten() {
+        let number = value.as_u64().unwrap_or_default();
+        let is_size = counter.ends_with("bytes") && number >= 1 << 20;
+        let value = if is_size { size_text(number) } else { number.to_string() };
+        rows.push([name.to_owned(), counter.replace('_', " "), value]);
+    }
+}
+
+/// A text as it came.
+pub(super) fn text(text: &Value) -> Result<()> {
+    Ok(write!(io::stdout(), "{}", word(text))?)
+}
+
 /// Something that has happened, at once.
 pub(super) fn event(event: &Value, as_json: bool) -> Result<()> {
     let mut output = io::stdout().lock();

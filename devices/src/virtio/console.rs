@@ -7,10 +7,12 @@
 //! messages of a kernel.
 
 use std::io;
+use std::sync::Arc;
 
 use zerocopy::{Immutable, IntoBytes};
 
 use super::chain::Chain;
+use super::counters::{Counters, Totals};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
 use super::transport::ConfigChange;
@@ -56,6 +58,7 @@ const EMERGENCY_WRITE_OFFSET: usize = std::mem::offset_of!(ConsoleConfig, emerge
 /// A console with one port.
 pub struct Console {
     stream: Stream,
+    totals: Arc<Totals<2>>,
     home: LoopHandle,
     config: ConsoleConfig,
     config_change: Option<ConfigChange>,
@@ -66,7 +69,8 @@ impl Console {
     /// Makes a console in front of `stream`, whose worker runs in the loop of `home`.
     pub fn new(stream: Stream, home: LoopHandle) -> Self {
         let config = ConsoleConfig { max_ports: 1u32.to_le(), ..ConsoleConfig::default() };
-        let mut console = Self { stream, home, config, config_change: None, worker: None };
+        let totals = Arc::new(Totals::new(["input_bytes", "output_bytes"]));
+        let mut console = Self { stream, totals, home, config, config_change: None, worker: None };
         console.refresh();
         console
     }
@@ -104,6 +108,11 @@ impl VirtioDevice for Console {
         self.config.rows = size.rows.to_le();
     }
 
+    fn counters(&self) -> Option<Counters> {
+        let totals = Arc::clone(&self.totals);
+        Some(Box::new(move || totals.read()))
+    }
+
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         let input = activation.take_queue(INPUT_QUEUE).map_err(io::Error::other)?;
         let output = activation.take_queue(OUTPUT_QUEUE).map_err(io::Error::other)?;
@@ -112,6 +121,7 @@ impl VirtioDevice for Console {
             sender: Sender::new(output.size()),
             queues: [input, output],
             stream: self.stream.clone(),
+            totals: Arc::clone(&self.totals),
         };
         self.worker = Some(worker::start("console", worker, &self.home, activation.needs_reset)?);
         // Linux reads the size when it changes, and not when it starts.
@@ -134,6 +144,7 @@ struct ConsoleWorker {
     chain: Chain,
     sender: Sender,
     stream: Stream,
+    totals: Arc<Totals<2>>,
 }
 
 impl Worker for ConsoleWorker {
@@ -169,9 +180,14 @@ impl ConsoleWorker {
     fn receive(&mut self) -> Result<(), Fault> {
         let [queue, _] = &mut self.queues;
         let mut outcome = Ok(());
+        let mut count = 0;
         while self.stream.has_input() {
             match queue.pop(&mut self.chain) {
-                Ok(true) => queue.complete(self.chain.head(), fill(&self.chain, &self.stream)),
+                Ok(true) => {
+                    let written = fill(&self.chain, &self.stream);
+                    queue.complete(self.chain.head(), written);
+                    count += u64::from(written);
+                }
                 Ok(false) => break,
                 Err(error) => {
                     outcome = Err(error.into());
@@ -180,6 +196,7 @@ impl ConsoleWorker {
             }
         }
         queue.notify_driver();
+        self.totals.add(&mut [count, 0]);
         outcome
     }
 
@@ -187,6 +204,7 @@ impl ConsoleWorker {
     fn send(&mut self) -> Result<(), Fault> {
         let [_, queue] = &mut self.queues;
         let outcome = self.sender.send(queue, &self.stream);
+        self.totals.add(&mut [0, std::mem::take(&mut self.sender.count)]);
         queue.notify_driver();
         outcome
     }
@@ -201,12 +219,14 @@ struct Sender {
     /// Bytes of the copy that are to be sent.
     start: usize,
     end: usize,
+    /// Bytes sent since they were counted.
+    count: u64,
 }
 
 impl Sender {
     fn new(queue_size: u16) -> Self {
         let chain = Chain::with_capacity(queue_size);
-        Self { chain, in_chain: false, copy: [0; COPY_BYTES], start: 0, end: 0 }
+        Self { chain, in_chain: false, copy: [0; COPY_BYTES], start: 0, end: 0, count: 0 }
     }
 
     fn send(&mut self, queue: &mut Queue, stream: &Stream) -> Result<(), Fault> {
@@ -216,6 +236,7 @@ impl Sender {
             let sent = stream.send(unsent);
             self.start += sent;
             moved += sent;
+            self.count += sent as u64;
             if sent < unsent.len() {
                 return Ok(());
             }

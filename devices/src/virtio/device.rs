@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arch::memory::GuestMemory;
 
+use super::counters::Counters;
 use super::queue::{Queue, QueueConfig, QueueError};
 use super::transport::ConfigChange;
 use crate::event::Event;
@@ -45,6 +46,23 @@ pub enum DeviceKind {
     Pmem = 27,
 }
 
+impl DeviceKind {
+    /// Its name for people and scripts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Block => "disk",
+            Self::Console => "console",
+            Self::Entropy => "rng",
+            Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
+            Self::Mem => "memory",
+            Self::FileSystem => "fs",
+            Self::Pmem => "pmem",
+        }
+    }
+}
+
 /// The facts about a device, the same for its whole life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -82,6 +100,11 @@ pub trait VirtioDevice: Send {
     ///
     /// Called before the next read of the configuration after [`ConfigChange::announce`].
     fn refresh(&mut self) {}
+
+    /// What the device counts, if it does.
+    fn counters(&self) -> Option<Counters> {
+        None
+    }
 
     /// Starts the worker: the driver has set `DRIVER_OK`.
     ///

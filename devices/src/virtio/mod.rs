@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
+pub mod counters;
 pub mod device;
 pub mod mem;
 pub mod mmio;

@@ -3,8 +3,10 @@
 //! One queue of buffers that the device fills with random bytes of the host's kernel.
 
 use std::io;
+use std::sync::Arc;
 
 use super::chain::Chain;
+use super::counters::{Counters, Totals};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
 use super::worker::{self, Fault, Worker};
@@ -20,6 +22,7 @@ const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 /// An entropy source.
 pub struct Entropy {
+    totals: Arc<Totals<2>>,
     home: LoopHandle,
     worker: Option<Registration>,
 }
@@ -27,7 +30,8 @@ pub struct Entropy {
 impl Entropy {
     /// Makes an entropy source whose worker runs in the loop of `home`.
     pub fn new(home: LoopHandle) -> Self {
-        Self { home, worker: None }
+        let totals = Arc::new(Totals::new(["requests", "bytes"]));
+        Self { totals, home, worker: None }
     }
 }
 
@@ -36,9 +40,15 @@ impl VirtioDevice for Entropy {
         Offer { kind: DeviceKind::Entropy, features: 0, queue_sizes: vec![QUEUE_SIZE] }
     }
 
+    fn counters(&self) -> Option<Counters> {
+        let totals = Arc::clone(&self.totals);
+        Some(Box::new(move || totals.read()))
+    }
+
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         let queue = activation.take_queue(0).map_err(io::Error::other)?;
-        let worker = EntropyWorker { chain: Chain::with_capacity(queue.size()), queue };
+        let chain = Chain::with_capacity(queue.size());
+        let worker = EntropyWorker { queue, chain, totals: Arc::clone(&self.totals) };
         self.worker = Some(worker::start("rng", worker, &self.home, activation.needs_reset)?);
         Ok(())
     }
@@ -51,6 +61,7 @@ impl VirtioDevice for Entropy {
 struct EntropyWorker {
     queue: Queue,
     chain: Chain,
+    totals: Arc<Totals<2>>,
 }
 
 impl Worker for EntropyWorker {
@@ -67,10 +78,15 @@ impl Worker for EntropyWorker {
 
 impl EntropyWorker {
     fn serve(&mut self) -> Result<(), Fault> {
+        let mut batch = [0, 0];
         while self.queue.pop(&mut self.chain)? {
             let written = fill(&self.chain)?;
             self.queue.complete(self.chain.head(), written);
+            let [requests, bytes] = &mut batch;
+            *requests += 1;
+            *bytes += u64::from(written);
         }
+        self.totals.add(&mut batch);
         Ok(())
     }
 }

@@ -101,7 +101,7 @@ impl Machine {
 
         // 6. Processor threads: nothing that the guest does makes another one.
         let run_state = RunState::new(Phase::Stopping)?;
-        let (endings, exits) = (endings.clone(), ExitCounts::default());
+        let (endings, exits) = (endings.clone(), ExitCounts::of(config.cpus));
         let shared = Arc::new(Shared { run_state, endings, buses, exits });
         let rules = sandbox.clone();
         let threads =
@@ -220,6 +220,7 @@ fn steering(
         pause: threads.pause(),
         button: devices.power_button(),
         disks: devices.take_disks(),
+        counted: devices.take_counted(),
     })?)
 }
 

@@ -22,6 +22,7 @@ use self::discard::Discard;
 use self::statistics::Board;
 pub use self::statistics::Statistics;
 use super::chain::Chain;
+use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
 use super::transport::ConfigChange;
@@ -184,6 +185,19 @@ impl Inflator {
 }
 
 impl VirtioDevice for Balloon {
+    fn counters(&self) -> Option<Counters> {
+        let shared = Arc::clone(&self.shared);
+        Some(Box::new(move || {
+            let (inflated, reported) = shared.board.given_back();
+            vec![
+                Reading::now("target_bytes", bytes_of(&shared.target_pages)),
+                Reading::now("actual_bytes", bytes_of(&shared.actual_pages)),
+                Reading::total("inflated_bytes", inflated),
+                Reading::total("reported_bytes", reported),
+            ]
+        }))
+    }
+
     fn offer(&self) -> Offer {
         let mut features = FEATURE_STATS_VQ | FEATURE_PAGE_POISON;
         if self.options.deflate_on_oom {

@@ -18,6 +18,7 @@ use arch::memory::GuestSlice;
 use zerocopy::IntoBytes;
 
 use super::chain::Chain;
+use super::counters::{Counters, Totals};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::{Queue, QueueError};
 use super::transport::ConfigChange;
@@ -69,8 +70,25 @@ pub struct Block {
 /// a worker when the last one is gone.
 type Parked = Arc<Mutex<Box<dyn Disk>>>;
 
-/// What the driver or the host may change while the worker runs.
+/// What is counted, in the order of [`Counted`].
+const COUNTED: [&str; 7] =
+    ["reads", "read_bytes", "writes", "written_bytes", "flushes", "discards", "errors"];
+
+/// Places among what is counted.
+#[derive(Clone, Copy)]
+enum Counted {
+    Reads,
+    ReadBytes,
+    Writes,
+    WrittenBytes,
+    Flushes,
+    Discards,
+    Errors,
+}
+
+/// What the driver or the host may change while the worker runs, and what is counted meanwhile.
 struct Shared {
+    totals: Totals<{ COUNTED.len() }>,
     capacity_sectors: AtomicU64,
     write_back: AtomicBool,
     config_change: OnceLock<ConfigChange>,
@@ -86,6 +104,7 @@ impl Block {
         let capacity_sectors = image.size_bytes()? / SECTOR_BYTES;
         let image = Arc::new(image);
         let shared = Shared {
+            totals: Totals::new(COUNTED),
             capacity_sectors: AtomicU64::new(capacity_sectors),
             write_back: AtomicBool::new(true),
             config_change: OnceLock::new(),
@@ -205,6 +224,11 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn counters(&self) -> Option<Counters> {
+        let shared = Arc::clone(&self.shared);
+        Some(Box::new(move || shared.totals.read()))
+    }
+
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         self.features = Some(activation.features);
         // Without a flush command nothing may be left in a cache; without a switch there is one
@@ -251,6 +275,8 @@ struct BlockWorker {
     shared: Arc<Shared>,
     /// Queues wait for room in the disk.
     is_stalled: bool,
+    /// What this batch adds to the totals.
+    batch: [u64; COUNTED.len()],
 }
 
 /// What is needed to answer a request.
@@ -301,6 +327,7 @@ impl BlockWorker {
             serial: front.serial,
             shared: Arc::clone(&front.shared),
             is_stalled: false,
+            batch: [0; COUNTED.len()],
         }
     }
 
@@ -355,7 +382,32 @@ impl BlockWorker {
         Ok(())
     }
 
+    fn count(&mut self, counted: Counted, value: usize) {
+        if let Some(count) = self.batch.get_mut(counted as usize) {
+            *count = count.wrapping_add(value as u64);
+        }
+    }
+
+    fn count_command(&mut self, command: &Command) {
+        match command {
+            Command::Read { .. } => {
+                self.count(Counted::Reads, 1);
+                self.count(Counted::ReadBytes, self.chain.writable_len());
+            }
+            Command::Write { .. } => {
+                self.count(Counted::Writes, 1);
+                self.count(Counted::WrittenBytes, self.chain.readable_len());
+            }
+            Command::Flush => self.count(Counted::Flushes, 1),
+            Command::Discard { .. } | Command::WriteZeroes { .. } => {
+                self.count(Counted::Discards, 1);
+            }
+            Command::Identify => {}
+        }
+    }
+
     fn carry_out(&mut self, index: usize, head: u16, command: Command) {
+        self.count_command(&command);
         let request = match command {
             Command::Read { offset } => DiskRequest::Read { offset, into: self.chain.writable() },
             Command::Write { offset } => {
@@ -382,6 +434,7 @@ impl BlockWorker {
                 Ok(()) => self.finish(index, head, Status::Ok),
                 Err(error) => {
                     warn_limited!("{}: a request failed: {error}", self.name);
+                    self.count(Counted::Errors, 1);
                     self.finish(index, head, Status::IoError);
                 }
             }
@@ -389,6 +442,7 @@ impl BlockWorker {
         for queue in &mut self.queues {
             queue.notify_driver();
         }
+        self.shared.totals.add(&mut self.batch);
     }
 
     /// Answers a request: the one place where a status is written.

@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use self::blocks::Blocks;
 use super::chain::Chain;
+use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
 use super::transport::ConfigChange;
@@ -218,6 +219,17 @@ impl Shared {
 }
 
 impl VirtioDevice for Mem {
+    fn counters(&self) -> Option<Counters> {
+        let shared = Arc::clone(&self.shared);
+        let read = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        Some(Box::new(move || {
+            vec![
+                Reading::now("requested_bytes", read(&shared.requested_bytes)),
+                Reading::now("plugged_bytes", read(&shared.plugged_bytes)),
+            ]
+        }))
+    }
+
     fn offer(&self) -> Offer {
         let features = FEATURE_UNPLUGGED_INACCESSIBLE;
         Offer { kind: DeviceKind::Mem, features, queue_sizes: vec![QUEUE_SIZE] }

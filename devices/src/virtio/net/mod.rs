@@ -21,6 +21,7 @@ use zerocopy::IntoBytes;
 use self::backend::{Backend, Count, Link, Pair, Session};
 use self::control::ControlWorker;
 use self::layout::{Config, FEATURE_CTRL_VQ, FEATURE_MQ, FEATURE_MTU, FRONT_FEATURES};
+use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::transport::ConfigChange;
 use super::worker;
@@ -127,6 +128,22 @@ impl NetHandle {
 }
 
 impl VirtioDevice for Net {
+    fn counters(&self) -> Option<Counters> {
+        let link = self.link.clone();
+        Some(Box::new(move || {
+            let (sent, received) = link.totals();
+            vec![
+                Reading::total("sent_frames", sent.frames),
+                Reading::total("sent_bytes", sent.bytes),
+                Reading::total("sent_dropped_frames", sent.dropped),
+                Reading::total("received_frames", received.frames),
+                Reading::total("received_bytes", received.bytes),
+                Reading::total("received_dropped_frames", received.dropped),
+                Reading::now("link_up", link.is_up().into()),
+            ]
+        }))
+    }
+
     fn offer(&self) -> Offer {
         let queues = 2 * usize::from(self.pairs) + 1;
         Offer {

@@ -11,7 +11,7 @@ use devices::power::PowerButton;
 use serde_json::{Value, json};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::super::devices::Disk;
+use super::super::devices::{Counted, Disk};
 use crate::config::Config;
 use crate::happenings::Happenings;
 use crate::run_state::{Ending, Endings};
@@ -35,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) button: PowerButton,
     /// The disks.
     pub(crate) disks: Vec<Disk>,
+    /// The devices that count.
+    pub(crate) counted: Vec<Counted>,
 }
 
 /// The hands on the machine.

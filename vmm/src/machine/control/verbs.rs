@@ -5,6 +5,7 @@ use std::process;
 use serde_json::{Value, json};
 
 use super::super::devices::Disk;
+use super::statistics;
 use super::steering::Steering;
 use crate::control::{
     Answer, Interface, MACHINE_INTERFACE, MACHINE_INTERFACE_NAME, Occasion, Refusal, Request, Verb,
@@ -25,6 +26,8 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("Stop", &[], stop),
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
+        verb("GetStatistics", &[], get_statistics),
+        verb("GetMetrics", &[], get_metrics),
         Verb { streams: true, ..verb("Subscribe", &[], subscribe) },
     ],
 };
@@ -104,6 +107,14 @@ fn resize_disk(machine: &mut Steering, request: &Request) -> Served {
         Ok(size) => Ok(Answer::Done(json!({ "size": size }))),
         Err(error) => Err(Refusal::not_possible(error)),
     }
+}
+
+fn get_statistics(machine: &mut Steering, _: &Request) -> Served {
+    Ok(Answer::Done(statistics::as_json(machine)))
+}
+
+fn get_metrics(machine: &mut Steering, _: &Request) -> Served {
+    Ok(Answer::Done(json!({ "text": statistics::as_metrics(machine) })))
 }
 
 fn subscribe(machine: &mut Steering, _: &Request) -> Served {

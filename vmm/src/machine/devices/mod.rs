@@ -22,7 +22,8 @@ use devices::pci::{self, PciHost, SharedFunction};
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
 use devices::serial::{self, SerialAttendant, SerialPort};
 use devices::virtio::console;
-use devices::virtio::device::VirtioDevice;
+use devices::virtio::counters::Counters;
+use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::mem::Sizer;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::pci::PciTransport;
@@ -47,10 +48,21 @@ pub(crate) struct Devices {
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
     disks: Vec<Disk>,
+    counted: Vec<Counted>,
     sizer: Option<Sizer>,
     cards: Vec<net::Card>,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
+}
+
+/// A device that counts what it does.
+pub(crate) struct Counted {
+    /// What it is called.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) kind: DeviceKind,
+    /// Its numbers.
+    pub(crate) counters: Counters,
 }
 
 /// What devices are built from and into.
@@ -84,6 +96,7 @@ impl Devices {
             pci_transports: Vec::new(),
             pci_host: None,
             disks: Vec::new(),
+            counted: Vec::new(),
             sizer: None,
             cards: Vec::new(),
             worker_threads: Vec::new(),
@@ -92,6 +105,7 @@ impl Devices {
         add_panic_port(&mut buses, site.endings)?;
         devices.add_serial(&mut buses, &mut site)?;
         let virtio_devices = devices.make_virtio_devices(&mut site)?;
+        devices.counted = counted(&virtio_devices, &devices.disks);
         match site.config.transport {
             Transport::Pci => devices.add_pci(virtio_devices, &mut buses, &mut site)?,
             Transport::Mmio => devices.add_mmio(virtio_devices, &mut buses, &mut site)?,
@@ -107,6 +121,11 @@ impl Devices {
     /// The disks as control clients know them; there once.
     pub(crate) fn take_disks(&mut self) -> Vec<Disk> {
         std::mem::take(&mut self.disks)
+    }
+
+    /// What all devices count; there once.
+    pub(crate) fn take_counted(&mut self) -> Vec<Counted> {
+        std::mem::take(&mut self.counted)
     }
 
     /// Puts every device where it is at power on; when this returns nothing touches guest memory.
@@ -239,4 +258,28 @@ fn add_panic_port(buses: &mut Buses, endings: &Endings) -> Result<()> {
     let port = PanicPort::new(move || endings.report(Ending::Panic));
     let first = u64::from(layout::PANIC_PORT);
     Ok(buses.ports.insert(first..first + 1, Arc::new(Mutex::new(port)))?)
+}
+
+/// What devices count. A disk has its own name, and of other kinds with several devices each one
+/// has its number.
+fn counted(virtio_devices: &[Box<dyn VirtioDevice>], disks: &[Disk]) -> Vec<Counted> {
+    let mut seen: Vec<DeviceKind> = Vec::new();
+    let mut counted = Vec::new();
+    for device in virtio_devices {
+        let kind = device.offer().kind;
+        let index = seen.iter().filter(|other| **other == kind).count();
+        seen.push(kind);
+        let Some(counters) = device.counters() else { continue };
+        let name = match kind {
+            DeviceKind::Block => {
+                disks.get(index).map_or_else(String::new, |disk| disk.name.clone())
+            }
+            DeviceKind::Net | DeviceKind::FileSystem | DeviceKind::Pmem => {
+                format!("{}{index}", kind.name())
+            }
+            _ => kind.name().to_owned(),
+        };
+        counted.push(Counted { name, kind, counters });
+    }
+    counted
 }

@@ -11,6 +11,8 @@ done < /modules/order
 mount -t virtiofs hostroot /mnt || echo 'cannot mount the file system of the machine around'
 mount -t proc proc /mnt/proc
 mount -t sysfs sys /mnt/sys
+mount -t debugfs debug /mnt/sys/kernel/debug
+mount -t tracefs tracing /mnt/sys/kernel/tracing
 mount -t devtmpfs dev /mnt/dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 pts /mnt/dev/pts

@@ -31,6 +31,9 @@ use tests::tool::progress;
 /// A test that boots guests: its name, which says what it proves, and what it does.
 type GuestTest = (&'static str, fn(&Testbed) -> Result<()>);
 
+/// Names how often each guest test is run, one time after the other, to find what is rare.
+const REPEAT: &str = "NIXVMM_TEST_REPEAT";
+
 /// What all guest tests together may take in an emulated host.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
@@ -112,8 +115,10 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     let mut arguments = arguments.clone();
     // Guests of several tests at once would share two processors.
     arguments.test_threads = arguments.test_threads.or(Some(1));
+    let times: u32 = env::var(REPEAT).ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     let trial = |(name, test): GuestTest| {
-        Trial::test(name, move || test(testbed).map_err(|error| failure(name, &error)))
+        let run = move || (0..times).try_for_each(|_| test(testbed));
+        Trial::test(name, move || run().map_err(|error| failure(name, &error)))
     };
     let trials = guest_tests().into_iter().map(trial).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
+use tests::diagnosis;
 use tests::guest::{Guest, Launch};
 use tests::testbed::Testbed;
 
@@ -66,6 +67,8 @@ fn timeout(testbed: &Testbed) -> Result<()> {
         .command_line("power-button=ignored")
         .arguments(["--shutdown-timeout", "3"])
         .boot()?;
+    let doing = diagnosis::of(guest.process_id());
+    ensure!(doing.contains("vcpu0: "), "no processor is seen:\n{doing}");
     guest.signal(Signal::TERM)?;
     guest.expect_status(KILLED)
 }

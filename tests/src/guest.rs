@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::diagnosis;
 use crate::terminal::Terminal;
 use crate::testbed::Testbed;
 
@@ -226,8 +227,9 @@ impl Guest {
                 return Ok(status);
             }
             if Instant::now() > deadline {
+                let explained = self.explain(anyhow!("nixvmm did not end"));
                 let _ = self.process.kill();
-                return Err(self.explain(anyhow!("nixvmm did not end")));
+                return Err(explained);
             }
             thread::sleep(POLL);
         }
@@ -254,11 +256,13 @@ impl Guest {
         Ok(())
     }
 
-    /// `error` with what the guest and `nixvmm` said last.
+    /// `error` with what the guest and `nixvmm` said last, and what they do if they still run.
     pub fn explain(&self, error: Error) -> Error {
         let (console, errors) = (self.console.tail(), self.errors.tail());
+        let doing = diagnosis::of(self.process.id());
         error.context(format!(
-            "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n---"
+            "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n---\n\
+             {doing}---"
         ))
     }
 

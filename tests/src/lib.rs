@@ -5,6 +5,7 @@
 pub mod archive;
 pub mod benchmark;
 pub mod cache;
+pub mod diagnosis;
 pub mod emulated_host;
 pub mod guest;
 pub mod kernel;

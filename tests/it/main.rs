@@ -14,6 +14,7 @@ mod power;
 mod sandbox;
 mod terminal;
 mod tidy;
+mod vsock;
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -48,6 +49,7 @@ fn guest_tests() -> Vec<GuestTest> {
         terminal::TESTS,
         power::TESTS,
         sandbox::TESTS,
+        vsock::TESTS,
         nixos::TESTS,
     ]
     .concat()

@@ -24,6 +24,8 @@ pub const PREPARED: &str = "NIXVMM_TESTBED_PREPARED";
 pub struct Testbed {
     /// The built `nixvmm`.
     pub program: PathBuf,
+    /// Either end of a vsock connection.
+    pub vsock_program: PathBuf,
     /// Debian's kernel as it is shipped.
     pub bzimage: PathBuf,
     /// The ELF inside it, taken out by `nixvmm unpack-kernel`.
@@ -43,6 +45,7 @@ impl Testbed {
         packages::require(&[Program::MakeExt4])?;
         let kernel = Kernel::fetch(cache)?;
         let program = program::build()?;
+        let vsock_program = program::build_static("tests", "vsock-guest", "test-guest")?;
         let vmlinux = cache.root().join(format!("vmlinux-{}", kernel.release));
         let unpack = [Path::new("unpack-kernel"), &kernel.image, &vmlinux];
         let _ = fs::remove_file(&vmlinux);
@@ -50,7 +53,7 @@ impl Testbed {
             .context("the kernel's ELF cannot be unpacked")?;
         let tiny = tiny_guest::initramfs(cache, &kernel)?;
         let nixos = NixosGuest::prepare(cache, &kernel)?;
-        Ok(Self { program, bzimage: kernel.image, vmlinux, tiny, nixos })
+        Ok(Self { program, vsock_program, bzimage: kernel.image, vmlinux, tiny, nixos })
     }
 
     /// Runs this program again in the emulated host, with `arguments`, and returns its exit status.

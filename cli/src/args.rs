@@ -8,7 +8,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{
-    BootProtocol, Config, Console, Disk, Forward, Net, OnReboot, Pmem, Transport, Vsock,
+    BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready,
+    Transport, Vsock,
 };
 
 use crate::ctl::Control;
@@ -145,6 +146,13 @@ pub(crate) struct Machine {
     /// OEM string in SMBIOS, such as io.systemd.credential:NAME=VALUE; adds to those of --config.
     #[arg(long = "oem-string", value_name = "TEXT")]
     oem_strings: Vec<String>,
+    /// A credential for systemd in the guest, by SMBIOS; adds to those of --config.
+    #[arg(long = "credential", value_name = "NAME=VALUE|NAME=@FILE")]
+    credentials: Vec<Credential>,
+    /// When the service manager is told that this process is ready: when the guest runs, or when
+    /// systemd in the guest says so over vsock [default: started].
+    #[arg(long, value_name = "WHEN", value_parser = named::<Ready>(&["started", "booted"]))]
+    ready: Option<Ready>,
     /// What a reboot by the guest does [default: restart].
     #[arg(long, value_name = "ACTION", value_parser = named::<OnReboot>(&["restart", "exit"]))]
     on_reboot: Option<OnReboot>,
@@ -217,6 +225,8 @@ impl Machine {
         replace(&mut config.transport, self.transport);
         config.smbios.uuid = self.uuid.or(config.smbios.uuid);
         config.smbios.oem_strings.extend(self.oem_strings);
+        config.credentials.extend(self.credentials);
+        replace(&mut config.ready, self.ready);
         replace(&mut config.on_reboot, self.on_reboot);
         replace(&mut config.shutdown_timeout, self.shutdown_timeout);
         replace(&mut config.sandbox, self.sandbox);

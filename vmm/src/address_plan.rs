@@ -34,7 +34,7 @@ impl AddressPlan {
         };
         let identity = Identity {
             uuid: config.smbios.uuid.map(uuid::Uuid::into_bytes),
-            oem_strings: config.smbios.oem_strings.clone(),
+            oem_strings: config.oem_strings()?,
         };
         let ram = ram(config)?;
         let mut plan = Self {
@@ -55,6 +55,12 @@ impl AddressPlan {
         };
         plan.take_elastic(&config.memory)?;
         Ok(plan)
+    }
+
+    /// Gives the guest a credential besides those of the configuration.
+    pub(crate) fn add_credential(&mut self, name: &str, value: &str) {
+        let text = format!("io.systemd.credential:{name}={value}");
+        self.platform.identity.oem_strings.push(text);
     }
 
     /// The range of memory that the guest may be given at run time.

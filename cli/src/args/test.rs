@@ -70,6 +70,8 @@ fn every_flag_reaches_the_machine() {
         "--uuid=00112233-4455-6677-8899-aabbccddeeff",
         "--oem-string=x",
         "--oem-string=y",
+        "--credential=name=value",
+        "--ready=booted",
         "--on-reboot=exit",
         "--shutdown-timeout=7",
         "--sandbox=off",

@@ -113,6 +113,8 @@ fn schema() -> Option<Value> {
         "type": null, "tap": null, "fd": null, "vhost-user": null, "mac": null, "queues": null,
         "vhost": null, "mtu": null,
     }]);
+    *every_key.get_mut("credentials")? =
+        serde_json::json!([{ "name": null, "value": null, "file": null }]);
     let console = serde_json::json!({ "kind": null, "path": null, "link": null });
     for key in ["console", "serial"] {
         *every_key.get_mut(key)? = console.clone();

@@ -7,6 +7,7 @@
 mod balloon;
 mod byte_size;
 mod console;
+mod credential;
 mod files;
 mod forward;
 mod layers;
@@ -24,11 +25,13 @@ use uuid::Uuid;
 pub use balloon::Balloon;
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use console::Console;
+pub use credential::{Credential, CredentialContent};
 pub use files::MAX_SOCKET_PATH_BYTES;
 pub use forward::{Forward, ForwardError, Protocol};
 pub use names::nearest;
 pub use net::{DEFAULT_QUEUE_PAIRS_MAX, MAX_QUEUE_PAIRS};
 pub use net::{LinkKeys, LinkKind, Mac, MacError, Net, NetLink, VhostNet};
+pub(crate) use resolve::NOTIFY_SOCKET_CREDENTIAL;
 pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
 pub(crate) use root::SERIAL as ROOT_SERIAL;
 pub use vsock::Vsock;
@@ -73,6 +76,10 @@ pub struct Config {
     pub transport: Transport,
     /// What SMBIOS tables say about the machine.
     pub smbios: Smbios,
+    /// Credentials for systemd in the guest. Default: none.
+    pub credentials: Vec<Credential>,
+    /// When the unit that started this process has started. Default: `started`.
+    pub ready: Ready,
     /// What a reboot by the guest does. Default: `restart`.
     pub on_reboot: OnReboot,
     /// Seconds from the power button to the hard end. Default: 80, so that a unit whose
@@ -105,6 +112,8 @@ impl Default for Config {
             balloon: Balloon::default(),
             transport: Transport::Pci,
             smbios: Smbios::default(),
+            credentials: Vec::new(),
+            ready: Ready::Started,
             on_reboot: OnReboot::Restart,
             shutdown_timeout: 80,
             sandbox: true,
@@ -254,6 +263,17 @@ pub struct Smbios {
     pub uuid: Option<Uuid>,
     /// OEM strings (type 11), for example `io.systemd.credential:NAME=VALUE`. Default: none.
     pub oem_strings: Vec<String>,
+}
+
+/// What tells the service manager of the host that this process is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// The guest's processors run.
+    #[default]
+    Started,
+    /// systemd in the guest has said so, over vsock.
+    Booted,
 }
 
 /// What a reboot by the guest does.

@@ -4,13 +4,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use arch::target::layout;
 
 use super::files::{self, Access};
-use super::{ByteSize, Config, Console, Disk, Net, NetLink, root};
+use super::{ByteSize, Config, Console, Disk, Net, NetLink, Ready, root};
 
 /// Most processors: xAPIC ids are 8 bits wide and 255 addresses all of them at once.
 pub const MAX_CPUS: u32 = 254;
 
 /// Least RAM: below it no kernel of today finds room to unpack itself.
 pub const MIN_MEMORY: ByteSize = ByteSize(16 << 20);
+
+/// Where systemd in a guest reads what to tell that it has started.
+pub(crate) const NOTIFY_SOCKET_CREDENTIAL: &str = "vmm.notify_socket";
 
 /// RAM comes in pages.
 const PAGE_BYTES: u64 = 4096;
@@ -45,7 +48,9 @@ impl Config {
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
         self.resolve_control()?;
+        self.resolve_credentials()?;
         self.check_smbios()?;
+        self.check_readiness()?;
         self.name_console();
         self.name_growth();
         Ok(self)
@@ -188,13 +193,13 @@ impl Config {
     }
 
     fn check_smbios(&self) -> Result<()> {
-        let strings = &self.smbios.oem_strings;
+        let strings = self.oem_strings()?;
         ensure!(
             strings.len() <= MAX_OEM_STRINGS,
-            "--oem-string: {} strings, and SMBIOS has room for {MAX_OEM_STRINGS}",
+            "--oem-string and --credential: {} strings, and SMBIOS has room for {MAX_OEM_STRINGS}",
             strings.len(),
         );
-        for string in strings {
+        for string in &strings {
             ensure!(
                 !string.is_empty() && !string.contains('\0'),
                 "--oem-string \"{}\": SMBIOS can hold no empty string and none with a NUL",
@@ -204,8 +209,21 @@ impl Config {
         let bytes: usize = strings.iter().map(String::len).sum();
         ensure!(
             bytes <= MAX_OEM_BYTES,
-            "--oem-string: {bytes} bytes together, and SMBIOS has room for {MAX_OEM_BYTES}: \
+            "--oem-string and --credential: {bytes} bytes together, and SMBIOS has room for {MAX_OEM_BYTES}: \
              give large data by a disk",
+        );
+        Ok(())
+    }
+
+    fn check_readiness(&self) -> Result<()> {
+        ensure!(
+            self.ready == Ready::Started || self.vsock.is_some(),
+            "--ready booted: the guest tells over vsock: add --vsock auto or --vsock socket=PATH",
+        );
+        ensure!(
+            self.ready == Ready::Started || !self.has_credential(NOTIFY_SOCKET_CREDENTIAL),
+            "--ready booted: the credential {NOTIFY_SOCKET_CREDENTIAL} is given already, so that \
+             the guest would tell somebody else: leave it out",
         );
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::{
-    Balloon, BootProtocol, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot, Pmem,
-    Smbios, Transport, VhostNet, Vsock,
+    Balloon, BootProtocol, Credential, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot,
+    Pmem, Ready, Smbios, Transport, VhostNet, Vsock,
 };
 use super::*;
 
@@ -361,11 +361,11 @@ fn smbios_strings_have_bounds() {
     );
     fixture.refused(
         |config| config.smbios = strings(vec!["x".into(); 256]),
-        "--oem-string: 256 strings, and SMBIOS has room for 255",
+        "--oem-string and --credential: 256 strings, and SMBIOS has room for 255",
     );
     fixture.refused(
         |config| config.smbios = strings(vec!["x".repeat(40 << 10); 2]),
-        "--oem-string: 81920 bytes together, and SMBIOS has room for 61440: \
+        "--oem-string and --credential: 81920 bytes together, and SMBIOS has room for 61440: \
          give large data by a disk",
     );
 }
@@ -403,6 +403,50 @@ fn a_socket_device_has_an_id_of_a_guest_and_a_socket_with_a_short_path() {
             "--vsock {long}: with _PORT behind it 112 bytes long, and a socket's path has at most \
              107: use a shorter folder"
         ),
+    );
+}
+
+#[test]
+fn credentials_have_names_of_their_own_and_room_in_smbios() {
+    let fixture = Fixture::new();
+    let given = |texts: &[&str]| -> Vec<Credential> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    };
+    fixture.refused(
+        |config| config.credentials = given(&["a/b=x"]),
+        "--credential a/b: not a name: use letters, digits and . _ -, at most 255",
+    );
+    fixture.refused(
+        |config| config.credentials = given(&["a=x", "a=y"]),
+        "--credential a: given twice",
+    );
+    fixture.refused(
+        |config| config.credentials = given(&["a=@/none"]),
+        "--credential /none: No such file or directory (os error 2)",
+    );
+    let long = "x".repeat(61 << 10);
+    fixture.refused(
+        |config| config.credentials = given(&[&format!("a={long}")]),
+        "--oem-string and --credential: 62488 bytes together, and SMBIOS has room for 61440: \
+         give large data by a disk",
+    );
+}
+
+#[test]
+fn readiness_of_the_guest_needs_a_way_to_hear_it() {
+    let fixture = Fixture::new();
+    fixture.refused(
+        |config| config.ready = Ready::Booted,
+        "--ready booted: the guest tells over vsock: add --vsock auto or --vsock socket=PATH",
+    );
+    fixture.refused(
+        |config| {
+            config.ready = Ready::Booted;
+            config.vsock = Some(Vsock::default());
+            config.credentials = vec!["vmm.notify_socket=vsock:2:9".parse().unwrap()];
+        },
+        "--ready booted: the credential vmm.notify_socket is given already, so that the guest \
+         would tell somebody else: leave it out",
     );
 }
 
@@ -465,6 +509,11 @@ proptest! {
             balloon: Balloon { enabled: rng, statistics_interval: cpus, ..Balloon::default() },
             transport: if shared { Transport::Mmio } else { Transport::Pci },
             smbios: Smbios { uuid: uuid.map(uuid::Uuid::from_bytes), oem_strings },
+            credentials: vec![
+                "text=a=b,c".parse().unwrap(),
+                format!("file=@{}", fixture.path("kernel").display()).parse().unwrap(),
+            ],
+            ready: if shared { Ready::Booted } else { Ready::Started },
             on_reboot: if direct { OnReboot::Exit } else { OnReboot::Restart },
             shutdown_timeout: cpus,
             sandbox: readonly,

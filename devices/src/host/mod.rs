@@ -10,3 +10,4 @@ pub mod stream;
 pub mod tap;
 pub mod vhost;
 pub mod vsock;
+pub mod vsock_listener;

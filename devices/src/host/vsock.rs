@@ -96,6 +96,7 @@ impl Gate {
         if let Some(local) = self.local.as_ref().filter(|local| local.port == port) {
             let (ours, theirs) = UnixStream::pair()?;
             ours.set_nonblocking(true)?;
+            theirs.set_nonblocking(true)?;
             local.visitors.send(theirs).map_err(io::Error::other)?;
             local.arrived.signal();
             return Ok(Peer(ours.into()));
@@ -147,7 +148,7 @@ impl Visitors {
         &self.arrived
     }
 
-    /// The next visitor.
+    /// The next visitor, whose stream does not block.
     pub fn next(&self) -> Option<UnixStream> {
         self.visitors.try_recv().ok()
     }
@@ -158,6 +159,11 @@ impl Visitors {
 pub struct Peer(OwnedFd);
 
 impl Peer {
+    /// The socket alone.
+    pub fn into_descriptor(self) -> OwnedFd {
+        self.0
+    }
+
     /// Takes the rest of a line, up to `max` bytes of it, and nothing behind it.
     ///
     /// `line` keeps what has come; the result is whether it is complete.

@@ -28,6 +28,7 @@ use crate::config::{self, BootProtocol, Config, OnReboot};
 use crate::exit::Exit;
 use crate::happenings::Happenings;
 use crate::kvm::{Hypervisor, Vm};
+use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings, Phase, RunState};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::timing::Timing;
@@ -47,7 +48,9 @@ pub(crate) struct Machine {
     timing: Timing,
     end_requested: Arc<AtomicBool>,
     happenings: Happenings,
+    notifier: Notifier,
     _control: Registration,
+    _heartbeat: Option<Registration>,
 }
 
 /// The opened files that a guest is loaded from, as often as it starts.
@@ -72,6 +75,7 @@ impl Machine {
         // 2. Files, so that a wrong name is told before anything else is done.
         let images = Images::open(&config)?;
         let listener = control::listener(&config)?;
+        let notifier = Notifier::from_environment()?;
         timing.end_step("open files");
 
         // 3. KVM and the plan of addresses.
@@ -96,6 +100,7 @@ impl Machine {
             endings: &endings,
             passts,
             sandbox: &sandbox,
+            notifier: &notifier,
         })?;
         timing.end_step("devices");
 
@@ -107,10 +112,12 @@ impl Machine {
         let threads =
             VcpuThreads::spawn(config.cpus, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
         let happenings = Happenings::new()?;
-        let steering = steering(&config, &shared, &happenings, &threads, &mut devices)?;
+        let steering = steering(&config, &shared, &happenings, &notifier, &threads, &mut devices)?;
         let control = Control::new(signals, listener, steering, event_loop.handle());
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
+        let heartbeat = notifier.heartbeat()?.map(|heartbeat| event_loop.add(Box::new(heartbeat)));
+        let heartbeat = heartbeat.transpose()?;
         timing.end_step("processor threads");
 
         // 7. Everything is open: the last door closes.
@@ -131,7 +138,9 @@ impl Machine {
             timing,
             end_requested,
             happenings,
+            notifier,
             _control: control,
+            _heartbeat: heartbeat,
         })
     }
 
@@ -139,6 +148,7 @@ impl Machine {
     pub(crate) fn run(mut self) -> Result<Exit> {
         self.start()?;
         self.timing.end_step("load and start");
+        self.notifier.started(self.config.ready);
         let outcome = loop {
             self.event_loop.run()?;
             let Some(ending) = self.shared.endings.take() else { continue };
@@ -210,6 +220,7 @@ fn steering(
     config: &Config,
     shared: &Shared,
     happenings: &Happenings,
+    notifier: &Notifier,
     threads: &VcpuThreads,
     devices: &mut Devices,
 ) -> Result<Steering> {
@@ -221,6 +232,7 @@ fn steering(
         button: devices.power_button(),
         disks: devices.take_disks(),
         counted: devices.take_counted(),
+        notifier: notifier.clone(),
     })?)
 }
 
@@ -250,7 +262,7 @@ impl Images {
                     None => "--initrd".to_owned(),
                 },
                 boot::Error::CommandLine(_) => "--cmdline".to_owned(),
-                boot::Error::Smbios(_) => "--uuid and --oem-string".to_owned(),
+                boot::Error::Smbios(_) => "--uuid, --oem-string and --credential".to_owned(),
                 _ => "cannot describe the machine to the guest".to_owned(),
             };
             anyhow::Error::new(error).context(place)

@@ -53,7 +53,7 @@ impl Guest {
         let gate = Gate::at(&folder.path().join("gate")).unwrap();
         let mut driver = Driver::pci(Box::new(Vsock::new(CID, gate, home.handle())));
         driver.start();
-        Self { driver, buffers: VecDeque::new(), folder, home: home }
+        Self { driver, buffers: VecDeque::new(), folder, home }
     }
 
     fn with_buffers() -> Self {
@@ -467,7 +467,7 @@ fn a_port_may_be_served_in_this_process() {
     let mut driver = Driver::mmio(Box::new(Vsock::new(CID, gate, home.handle())));
     driver.start();
     let folder = tempfile::tempdir().unwrap();
-    let mut guest = Guest { driver, buffers: VecDeque::new(), folder, home: home };
+    let mut guest = Guest { driver, buffers: VecDeque::new(), folder, home };
     guest.provide(4096);
     let mut end = End::new(Route { guest_port: GUEST_PORT, host_port: 9 });
     guest.send(&end, operation::REQUEST, 0);
@@ -476,7 +476,9 @@ fn a_port_may_be_served_in_this_process() {
     guest.send(&end, operation::SHUTDOWN, SHUTDOWN_SEND);
     assert!(visitors.arrived().take());
     let mut said = String::new();
-    visitors.next().unwrap().read_to_string(&mut said).unwrap();
+    let mut visitor = visitors.next().unwrap();
+    visitor.set_nonblocking(false).unwrap();
+    visitor.read_to_string(&mut said).unwrap();
     assert_eq!(said, "READY=1");
 }
 

@@ -14,6 +14,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::super::devices::{Counted, Disk};
 use crate::config::Config;
 use crate::happenings::Happenings;
+use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings};
 use crate::vcpu::Pause;
 
@@ -37,6 +38,8 @@ pub(crate) struct Parts {
     pub(crate) disks: Vec<Disk>,
     /// The devices that count.
     pub(crate) counted: Vec<Counted>,
+    /// Who is told that the guest ends.
+    pub(crate) notifier: Notifier,
 }
 
 /// The hands on the machine.
@@ -123,6 +126,7 @@ impl Steering {
         }
         self.deadline = Instant::now().checked_add(timeout);
         self.end_requested.store(true, Ordering::Relaxed);
+        self.parts.notifier.stopping();
         self.resume();
         self.press_button();
         if self.press_timer.reset(PRESS_INTERVAL, Some(PRESS_INTERVAL)).is_err() {

@@ -36,6 +36,7 @@ use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
 use crate::machine::passt::Passt;
+use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings};
 use crate::sandbox::Sandbox;
 use crate::vcpu::Buses;
@@ -51,6 +52,8 @@ pub(crate) struct Devices {
     counted: Vec<Counted>,
     sizer: Option<Sizer>,
     cards: Vec<net::Card>,
+    /// Passes the guest's messages on to the service manager.
+    relay: Option<Registration>,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
 }
@@ -83,6 +86,8 @@ pub(crate) struct Site<'a> {
     pub(crate) passts: Vec<Passt>,
     /// What confines the threads of workers.
     pub(crate) sandbox: &'a Sandbox,
+    /// Who is told what becomes of the guest.
+    pub(crate) notifier: &'a Notifier,
 }
 
 impl Devices {
@@ -99,6 +104,7 @@ impl Devices {
             counted: Vec::new(),
             sizer: None,
             cards: Vec::new(),
+            relay: None,
             worker_threads: Vec::new(),
         };
         devices.add_power(&mut buses, &site)?;
@@ -188,7 +194,7 @@ impl Devices {
         let console = stream::open("--console", &site.config.console, site)?;
         disk::add(site, &mut devices, &mut self.worker_threads, &mut self.disks)?;
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
-        vsock::add(site, &mut devices, &mut self.worker_threads)?;
+        self.relay = vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {
             devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
         }

@@ -4,14 +4,18 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use devices::event::Registration;
 use devices::host::vhost::kernel::{self, KernelVhost};
 use devices::host::vsock::Gate;
+use devices::host::vsock_listener::VsockListener;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::vhost::KernelRings;
 use devices::virtio::vsock::Vsock;
 
 use super::Site;
+use crate::config::{NOTIFY_SOCKET_CREDENTIAL, Ready};
 use crate::loop_thread::LoopThread;
+use crate::notify::{GuestMessages, Relay};
 use crate::sandbox::ThreadKind;
 
 /// The guest's context id behind a unix socket, where nothing depends on it.
@@ -20,19 +24,42 @@ const UNIX_CID: u32 = 3;
 /// Context ids that are tried until one is free, from the first that a guest can have.
 const FREE_CIDS: std::ops::Range<u32> = 3..3 + 4096;
 
-/// Makes the device, if there is to be one; `threads` are those of workers.
+/// The host's context id.
+const HOST_CID: u32 = 2;
+
+/// The port of the host that this process serves itself behind a unix socket, for the guest's
+/// systemd: far from what programs choose.
+const NOTIFY_PORT: u32 = 0x6e78_766d;
+
+/// Where messages of the guest's systemd come from, and the port that it sends them to.
+type Messages = (GuestMessages, u32);
+
+/// Makes the device, if there is to be one, and what hears the guest's systemd; `threads` are those
+/// of workers.
 pub(super) fn add(
-    site: &Site<'_>,
+    site: &mut Site<'_>,
     devices: &mut Vec<Box<dyn VirtioDevice>>,
     threads: &mut Vec<LoopThread>,
-) -> Result<()> {
-    let Some(vsock) = &site.config.vsock else { return Ok(()) };
-    let device = match &vsock.socket {
+) -> Result<Option<Registration>> {
+    let Some(vsock) = &site.config.vsock else { return Ok(None) };
+    let (device, messages) = match &vsock.socket {
         Some(path) => behind_socket(site, vsock.cid.unwrap_or(UNIX_CID), path, threads)?,
         None => behind_kernel(site, vsock.cid)?,
     };
     devices.push(Box::new(device));
-    Ok(())
+    let Some((messages, port)) = messages else { return Ok(None) };
+    let address = format!("vsock-stream:{HOST_CID}:{port}");
+    site.plan.add_credential(NOTIFY_SOCKET_CREDENTIAL, &address);
+    let (notifier, endings) = (site.notifier.clone(), site.endings.clone());
+    let relay = Relay::new(messages, site.config, notifier, endings);
+    Ok(Some(site.main_loop.add(Box::new(relay))?))
+}
+
+/// Whether the guest's systemd is told to report: somebody wants to know, and it does not report
+/// elsewhere.
+fn wants_messages(site: &Site<'_>) -> bool {
+    (site.notifier.is_heard() || site.config.ready == Ready::Booted)
+        && !site.config.has_credential(NOTIFY_SOCKET_CREDENTIAL)
 }
 
 /// A thread of its own: it may connect to sockets, which no other thread can.
@@ -41,16 +68,20 @@ fn behind_socket(
     cid: u32,
     path: &Path,
     threads: &mut Vec<LoopThread>,
-) -> Result<Vsock> {
-    let gate = Gate::at(path).with_context(|| format!("--vsock {}", path.display()))?;
+) -> Result<(Vsock, Option<Messages>)> {
+    let mut gate = Gate::at(path).with_context(|| format!("--vsock {}", path.display()))?;
+    let messages = match wants_messages(site) {
+        true => Some((GuestMessages::Device(gate.serve_locally(NOTIFY_PORT)?), NOTIFY_PORT)),
+        false => None,
+    };
     let sandbox = site.sandbox.clone();
     let thread = LoopThread::spawn("vsock", move || sandbox.enter_thread(ThreadKind::Vsock))?;
     let device = Vsock::new(cid, gate, thread.handle());
     threads.push(thread);
-    Ok(device)
+    Ok((device, messages))
 }
 
-fn behind_kernel(site: &Site<'_>, cid: Option<u32>) -> Result<Vsock> {
+fn behind_kernel(site: &Site<'_>, cid: Option<u32>) -> Result<(Vsock, Option<Messages>)> {
     let vhost = KernelVhost::open(kernel::VSOCK, site.memory).map_err(|error| {
         anyhow!(error).context(format!(
             "--vsock: {} cannot be used: load the module vhost_vsock and give this user access, \
@@ -63,8 +94,17 @@ fn behind_kernel(site: &Site<'_>, cid: Option<u32>) -> Result<Vsock> {
         None => take_free_cid(&vhost)?,
     };
     log::info!("--vsock: the guest has context id {cid}");
+    let messages = match wants_messages(site) {
+        true => {
+            let listener = VsockListener::new().context("--vsock: no port for the guest")?;
+            let port = listener.port();
+            Some((GuestMessages::Host { listener, cid }, port))
+        }
+        false => None,
+    };
     let features = vhost.features();
-    Ok(Vsock::in_kernel(cid, features, KernelRings::vsock(vhost), site.main_loop.handle()))
+    let rings = KernelRings::vsock(vhost);
+    Ok((Vsock::in_kernel(cid, features, rings, site.main_loop.handle()), messages))
 }
 
 fn take_cid(vhost: &KernelVhost, cid: u32) -> Result<u32> {

@@ -10,6 +10,9 @@ use super::mark::{MARK, Stage};
 
 const FOLDER: &str = "/sys/kernel/tracing";
 
+/// What was traced so far, as text.
+pub const FILE: &str = "/sys/kernel/tracing/trace";
+
 /// Enough for every exit of a boot.
 const BUFFER_KIB: &str = "65536";
 
@@ -69,7 +72,7 @@ pub fn stop(requests: &[Request<'_>]) -> Result<Vec<Event>> {
         }
         write(&format!("events/{event}/enable"), "0")?;
     }
-    let text = fs::read_to_string(Path::new(FOLDER).join("trace"))?;
+    let text = fs::read_to_string(FILE)?;
     ensure!(!text.contains("LOST"), "the trace's buffer is too small");
     Ok(text.lines().filter_map(parse).collect())
 }
@@ -103,20 +106,21 @@ pub fn find_mark(events: &[Event], stage: Stage) -> Result<(usize, Mark)> {
     })
 }
 
-/// Microseconds between `start` and `end` in which the only processor had nothing to do, by the
-/// switches in `events`.
-pub fn idle(events: &[Event], start: f64, end: f64) -> f64 {
+/// Microseconds between `start` and `end` that the only processor spent on tasks with one of
+/// `names`, by the switches in `events`.
+pub fn time_of(events: &[Event], names: &[&str], start: f64, end: f64) -> f64 {
     let switches = events.iter().filter(|event| event.name == "sched_switch");
-    let (mut idle, mut since) = (0.0, None);
+    let (mut sum, mut since) = (0.0, None);
     for event in switches.filter(|event| (start..end).contains(&event.time)) {
         if let Some(since) = since.take() {
-            idle += event.time - since;
+            sum += event.time - since;
         }
-        if event.text.contains("next_comm=swapper") {
+        let next = event.text.split_once("next_comm=").and_then(|(_, next)| next.split(' ').next());
+        if next.is_some_and(|next| names.contains(&next)) {
             since = Some(event.time);
         }
     }
-    idle
+    sum
 }
 
 fn write(file: &str, text: &str) -> Result<()> {
@@ -155,7 +159,7 @@ mod test {
     }
 
     #[test]
-    fn time_in_which_nobody_runs_is_idle() {
+    fn the_time_of_others_is_known_by_the_switches() {
         let switch = |time, next: &str| Event {
             time,
             thread: 0,
@@ -163,8 +167,10 @@ mod test {
             text: format!("prev_comm=a prev_pid=1 ==> next_comm={next} next_pid=2"),
         };
         let events = [switch(1.0, "swapper/0"), switch(3.0, "a"), switch(10.0, "swapper/0")];
-        assert!((idle(&events, 0.0, 20.0) - 2.0).abs() < 1e-9);
-        assert!(idle(&events, 2.0, 20.0).abs() < 1e-9);
+        let idle = |start| time_of(&events, &["swapper/0"], start, 20.0);
+        assert!((idle(0.0) - 2.0).abs() < 1e-9);
+        assert!(idle(2.0).abs() < 1e-9);
+        assert!((time_of(&events, &["a", "swapper/0"], 0.0, 20.0) - 9.0).abs() < 1e-9);
     }
 
     #[test]

@@ -84,6 +84,17 @@ pub enum TapError {
         /// What the kernel says.
         source: io::Error,
     },
+    /// A macvtap takes no other address.
+    #[error(
+        "cannot give macvtap {name} the card's address: leave mac out, so that the card has the \
+         interface's"
+    )]
+    Address {
+        /// The interface.
+        name: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
     /// The kernel refuses a setting that it should know.
     #[error("cannot set up tap {name}")]
     SetUp {

@@ -28,6 +28,10 @@ use self::request::InterfaceRequest;
 /// What opens tap interfaces.
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
+/// Its device number.
+const MISC_MAJOR: u32 = 10;
+const TUN_MINOR: u32 = 200;
+
 /// What every queue is opened for: Ethernet frames (`IFF_TAP`), no further header (`IFF_NO_PI`).
 /// Requests have shorts for flags that libc has as ints.
 const FLAGS: c_short = 0x0002 | 0x1000 | VNET_HDR;
@@ -241,10 +245,27 @@ impl Tap {
         })
     }
 
-    /// The address of the interface: of a macvtap the one that the guest must use.
-    pub fn address(&self) -> Option<[u8; 6]> {
-        let queue = self.queues.first()?;
+    /// The address that a guest must use: that of a macvtap, which passes no frames for others.
+    pub fn guest_address(&self) -> Option<[u8; 6]> {
+        let queue = self.queues.first().filter(|_| self.is_macvtap())?;
         InterfaceRequest::of_descriptor(&queue.0, libc::SIOCGIFHWADDR).ok()?.address()
+    }
+
+    /// Makes the interface pass frames for a guest with this address, which a tap always does.
+    pub fn set_guest_address(&self, address: [u8; 6]) -> Result<(), TapError> {
+        if self.guest_address().is_none_or(|own| own == address) {
+            return Ok(());
+        }
+        let Some(queue) = self.queues.first() else { return Ok(()) };
+        InterfaceRequest::set_address(&queue.0, address)
+            .map_err(|source| TapError::Address { name: self.name.clone(), source })
+    }
+
+    /// A macvtap has a device file of its own, taps come from one that they have in common.
+    fn is_macvtap(&self) -> bool {
+        let file = self.queues.first().filter(|_| !self.is_stand_in);
+        let file = file.and_then(|queue| rustix::fs::fstat(&queue.0).ok());
+        file.is_some_and(|file| file.st_rdev != rustix::fs::makedev(MISC_MAJOR, TUN_MINOR))
     }
 }
 

@@ -42,6 +42,18 @@ impl InterfaceRequest {
         request.make(socket()?.as_raw_fd(), libc::SIOCSIFMTU)
     }
 
+    /// Gives the interface that `file` is attached to an address.
+    pub(super) fn set_address(file: &File, address: [u8; 6]) -> io::Result<()> {
+        let mut request = Self::new("")?;
+        let mut data = [0; 14];
+        for (place, byte) in data.iter_mut().zip(address) {
+            *place = byte.cast_signed() as c_char;
+        }
+        request.0.ifr_ifru.ifru_hwaddr =
+            libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+        request.make(file.as_raw_fd(), libc::SIOCSIFHWADDR)
+    }
+
     fn new(name: &str) -> io::Result<Self> {
         // SAFETY: all zeroes is a request for an interface without a name.
         let mut request: ifreq = unsafe { std::mem::zeroed() };

@@ -88,8 +88,6 @@ fn open(
     match &net.link {
         NetLink::Tap(_) | NetLink::Descriptors(_) | NetLink::Macvtap(_) => {
             let tap = Arc::new(open_tap(site, net)?);
-            let is_macvtap = matches!(net.link, NetLink::Macvtap(_));
-            let mac = if is_macvtap { tap.address() } else { None };
             let backend: Box<dyn Backend> = match open_vhost(site, net, name, &tap)? {
                 // Nothing is left to do here but to set it up.
                 Some(vhost) => {
@@ -101,7 +99,7 @@ fn open(
                     Box::new(TapBackend::new(name, Arc::clone(&tap), homes)?)
                 }
             };
-            Ok(Path { mac, mtu: tap.mtu(), backend, tap: Some(tap) })
+            Ok(Path { mac: tap.guest_address(), mtu: tap.mtu(), backend, tap: Some(tap) })
         }
         NetLink::User => {
             let passt = passts.next().context("passt was not started")?;
@@ -128,6 +126,9 @@ fn open_tap(site: &Site<'_>, net: &config::Net) -> Result<Tap> {
         }
         link => Tap::inherit(link.descriptors())?,
     };
+    if let Some(mac) = net.mac {
+        tap.set_guest_address(mac.0)?;
+    }
     if let Some(mtu) = net.mtu {
         tap.set_mtu(mtu)?;
     }

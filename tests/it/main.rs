@@ -9,6 +9,7 @@ mod control;
 mod disk;
 mod machine;
 mod memory;
+mod net;
 mod nixos;
 mod power;
 mod sandbox;
@@ -46,6 +47,7 @@ fn guest_tests() -> Vec<GuestTest> {
         disk::TESTS,
         console::TESTS,
         control::TESTS,
+        net::TESTS,
         terminal::TESTS,
         power::TESTS,
         sandbox::TESTS,

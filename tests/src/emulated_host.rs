@@ -22,12 +22,14 @@ use crate::tool::{self, progress};
 const MEMORY: &str = "7G";
 
 /// Modules of the emulated host. Nested virtualisation within it is off, because it is not needed.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 13] = [
     "virtio_pci",
     "virtio_console",
     "virtiofs",
     "kvm_amd",
     "tun",
+    "macvtap",
+    "dummy",
     "vhost_net",
     "vhost_vsock",
     "loop",

@@ -26,6 +26,8 @@ pub enum Program {
     MakeSquashfs,
     /// Makes ext4 volumes.
     MakeExt4,
+    /// Makes network interfaces.
+    Ip,
 }
 
 impl Program {
@@ -38,6 +40,7 @@ impl Program {
             Self::MakeErofs => "mkfs.erofs",
             Self::MakeSquashfs => "mksquashfs",
             Self::MakeExt4 => "mke2fs",
+            Self::Ip => "ip",
         }
     }
 
@@ -51,6 +54,7 @@ impl Program {
             Self::MakeErofs => "erofs-utils",
             Self::MakeSquashfs => "squashfs-tools",
             Self::MakeExt4 => "e2fsprogs",
+            Self::Ip => "iproute2",
         }
     }
 }

@@ -18,11 +18,12 @@ const INIT: &str = include_str!("../../resources/guest/tiny-init.sh");
 
 /// The modules of guests: every device a test boots with, the file systems of its disks, what
 /// systemd wants, the power button, and how a panic is told.
-pub const MODULES: [&str; 14] = [
+pub const MODULES: [&str; 15] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_console",
     "virtio_blk",
+    "virtio_net",
     "virtio_rng",
     "vmw_vsock_virtio_transport",
     "virtio_balloon",

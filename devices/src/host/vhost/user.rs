@@ -200,27 +200,27 @@ impl Conversation {
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG;
-        self.features = self.exchange(|frontend| {
+        let ring_count = self.ring_count;
+        let found = self.exchange(|frontend| {
             frontend.set_owner()?;
-            frontend.get_features()
-        })?;
-        if self.features & FEATURE_VERSION_1 == 0 {
-            return Err(io::Error::other("the process does not speak virtio 1"));
-        }
-        if !self.has_protocol_features() {
-            return Ok(());
-        }
-        self.protocol = self.exchange(|frontend| {
-            let protocol = frontend.get_protocol_features()? & wanted;
-            frontend.set_protocol_features(protocol)?;
+            let features = frontend.get_features()?;
+            let mut protocol = VhostUserProtocolFeatures::empty();
+            if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0 {
+                protocol = frontend.get_protocol_features()? & wanted;
+                frontend.set_protocol_features(protocol)?;
+            }
             if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
                 frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
-            Ok(protocol)
+            let count = match protocol.contains(VhostUserProtocolFeatures::MQ) {
+                true => frontend.get_queue_num()?,
+                false => ring_count,
+            };
+            Ok((features, protocol, ring_count.min(count)))
         })?;
-        if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
-            let count = self.exchange(Frontend::get_queue_num)?;
-            self.ring_count = self.ring_count.min(count);
+        (self.features, self.protocol, self.ring_count) = found;
+        if self.features & FEATURE_VERSION_1 == 0 {
+            return Err(io::Error::other("the process does not speak virtio 1"));
         }
         Ok(())
     }

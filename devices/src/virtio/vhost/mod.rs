@@ -226,13 +226,15 @@ impl<B: BackEnd> HandedOver<B> {
         }
         let features = back_end.accepted_features(self.features);
         let regions = regions(self.memory);
+        let places = share.rings.iter().map(|ring| ring.place(back_end, self.memory, resumed));
+        let places = places.collect::<io::Result<Vec<_>>>()?;
+        // All in one: whoever is slow at everything is slow once.
         back_end.exchange(&mut |vhost| {
             vhost.set_features(features)?;
-            vhost.set_mem_table(&regions).map(|_| ())
+            vhost.set_mem_table(&regions)?;
+            let mut rings = share.rings.iter().zip(&places);
+            rings.try_for_each(|(ring, place)| ring.set_up(vhost, place, &self.ring_error))
         })?;
-        for ring in &share.rings {
-            ring.set_up(back_end, self.memory, resumed, &self.ring_error)?;
-        }
         back_end.start(&share.numbers())?;
         back_end.set_presence(true);
         for ring in &share.rings {
@@ -355,15 +357,20 @@ impl<B: BackEnd> Shared<B> {
     }
 }
 
+/// Where a ring is, and which entry of it is served next.
+struct Place {
+    addresses: VringConfigData,
+    base: u16,
+}
+
 impl Ring {
-    /// Tells a back end everything about the ring, short of starting it.
-    fn set_up<B: BackEnd>(
+    /// Where a back end finds the ring; a resumed one has been served before.
+    fn place<B: BackEnd>(
         &self,
-        back_end: &mut B,
+        back_end: &B,
         memory: GuestMemory,
         resumed: bool,
-        ring_error: &Event,
-    ) -> io::Result<()> {
+    ) -> io::Result<Place> {
         let config = self.setup.config;
         let address =
             |guest| back_end.ring_address(memory, GuestAddress(guest)).map_err(io::Error::other);
@@ -378,14 +385,22 @@ impl Ring {
         };
         // What was taken and not used is served again.
         let base = if resumed { used_index(memory, config.used_ring)? } else { 0 };
-        back_end.exchange(&mut |vhost| {
-            vhost.set_vring_num(self.number, config.size)?;
-            vhost.set_vring_addr(self.number, &addresses)?;
-            vhost.set_vring_base(self.number, base)?;
-            vhost.set_vring_err(self.number, ring_error.eventfd())?;
-            vhost.set_vring_call(self.number, self.call.eventfd())?;
-            vhost.set_vring_kick(self.number, self.setup.doorbell.eventfd())
-        })
+        Ok(Place { addresses, base })
+    }
+
+    /// Tells a back end everything about the ring, short of starting it.
+    fn set_up<V: VhostBackend>(
+        &self,
+        vhost: &V,
+        place: &Place,
+        ring_error: &Event,
+    ) -> vhost::Result<()> {
+        vhost.set_vring_num(self.number, self.setup.config.size)?;
+        vhost.set_vring_addr(self.number, &place.addresses)?;
+        vhost.set_vring_base(self.number, place.base)?;
+        vhost.set_vring_err(self.number, ring_error.eventfd())?;
+        vhost.set_vring_call(self.number, self.call.eventfd())?;
+        vhost.set_vring_kick(self.number, self.setup.doorbell.eventfd())
     }
 }
 

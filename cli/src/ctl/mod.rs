@@ -4,6 +4,8 @@ mod connection;
 mod print;
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -11,6 +13,10 @@ use serde_json::{Value, json};
 use vmm::config::ByteSize;
 
 use self::connection::Connection;
+
+/// What a guest is given to answer with new statistics: one that runs needs microseconds, one that is
+/// paused or has no driver never answers.
+const STATISTICS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is done to which machine.
 #[derive(Args, Debug)]
@@ -57,6 +63,17 @@ enum Verb {
     Stats,
     /// Prints the same in the text format of Prometheus.
     Metrics,
+    /// Prints how much memory the guest has and can have, or asks it to have SIZE.
+    Memory {
+        /// How much memory the guest shall have.
+        size: Option<ByteSize>,
+    },
+    /// Prints how large the balloon is and what the guest says about its memory, or asks the guest
+    /// to put as much into the balloon.
+    Balloon {
+        /// How large the balloon shall be; 0 gives the guest all its memory.
+        target: Option<ByteSize>,
+    },
     /// Prints what happens to the machine until it ends.
     Events,
 }
@@ -69,7 +86,10 @@ impl Control {
         if let Verb::Events = self.verb {
             return connection.follow(method, |event| print::event(event, self.json));
         }
-        let reply = connection.call(method, &parameters)?;
+        let reply = match self.verb {
+            Verb::Balloon { target: None } => fresh_balloon(&mut connection, method)?,
+            _ => connection.call(method, &parameters)?,
+        };
         if self.json && self.verb.has_reply() {
             return print::json(&reply);
         }
@@ -80,6 +100,8 @@ impl Control {
             Verb::Stats => print::statistics(&reply),
             Verb::Metrics => print::text(&reply["text"]),
             Verb::Resize { disk, .. } => print::size(disk, &reply),
+            Verb::Memory { .. } => print::memory(&reply),
+            Verb::Balloon { target: None } => print::balloon(&reply),
             _ => Ok(()),
         }
     }
@@ -104,6 +126,14 @@ impl Verb {
             }
             Self::Stats => "GetStatistics",
             Self::Metrics => "GetMetrics",
+            Self::Memory { size: None } => "GetMemory",
+            Self::Memory { size: Some(size) } => {
+                return ("SetMemorySize", json!({ "size": size.0 }));
+            }
+            Self::Balloon { target: None } => "GetBalloon",
+            Self::Balloon { target: Some(target) } => {
+                return ("SetBalloonTarget", json!({ "target": target.0 }));
+            }
             Self::Events => "Subscribe",
         };
         (method, json!({}))
@@ -119,6 +149,22 @@ impl Verb {
                 | Self::PowerOff
                 | Self::Reset
                 | Self::Stop
+                | Self::Balloon { target: Some(_) }
         )
+    }
+}
+
+/// The balloon with statistics that the guest has sent since it was asked; with older ones, or none,
+/// where it does not answer.
+fn fresh_balloon(connection: &mut Connection, method: &str) -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        let reply = connection.call(method, &json!({}))?;
+        let age = reply["ageUSec"].as_u64().map(Duration::from_micros);
+        let is_fresh = age.is_some_and(|age| age < start.elapsed());
+        if is_fresh || start.elapsed() > STATISTICS_PATIENCE {
+            return Ok(reply);
+        }
+        thread::sleep(STATISTICS_PATIENCE / 20);
     }
 }

@@ -43,6 +43,41 @@ pub(super) fn size(disk: &str, reply: &Value) -> Result<()> {
     Ok(writeln!(io::stdout(), "{disk} has {size}")?)
 }
 
+/// How much memory there is and can be.
+pub(super) fn memory(reply: &Value) -> Result<()> {
+    let row = |name: &str, key: &str| {
+        [name.to_owned(), size_text(reply[key].as_u64().unwrap_or_default())]
+    };
+    table(&[row("size", "size"), row("requested", "requested"), row("at most", "max")])
+}
+
+/// The balloon and what the guest says about its memory.
+pub(super) fn balloon(reply: &Value) -> Result<()> {
+    let row = |name: &str, key: &str| {
+        [name.to_owned(), size_text(reply[key].as_u64().unwrap_or_default())]
+    };
+    let mut rows = vec![
+        row("target", "target"),
+        row("size", "size"),
+        row("given back by inflating", "inflated"),
+        row("given back when freed", "reported"),
+    ];
+    match reply["ageUSec"].as_u64() {
+        Some(age) => {
+            rows.push(["the guest's report is from".to_owned(), format!("{} ago", duration(age))])
+        }
+        None => rows.push(["the guest's report".to_owned(), "has not come".to_owned()]),
+    }
+    for (name, value) in reply["statistics"].as_object().into_iter().flatten() {
+        let value = value.as_u64().unwrap_or_default();
+        rows.push(match name.strip_suffix("-bytes") {
+            Some(name) => [name.replace('-', " "), size_text(value)],
+            None => [name.replace('-', " "), value.to_string()],
+        });
+    }
+    table(&rows)
+}
+
 /// All counters, one a line.
 pub(super) fn statistics(reply: &Value) -> Result<()> {
     let mut rows = vec![["DEVICE", "COUNTER", "VALUE"].map(str::to_owned)];

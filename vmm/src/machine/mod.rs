@@ -233,6 +233,8 @@ fn steering(
         disks: devices.take_disks(),
         counted: devices.take_counted(),
         notifier: notifier.clone(),
+        sizer: devices.sizer(),
+        inflator: devices.inflator(),
     })?)
 }
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use devices::event::Event;
 use devices::power::PowerButton;
+use devices::virtio::balloon::Inflator;
+use devices::virtio::mem::Sizer;
 use serde_json::{Value, json};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -40,6 +42,10 @@ pub(crate) struct Parts {
     pub(crate) counted: Vec<Counted>,
     /// Who is told that the guest ends.
     pub(crate) notifier: Notifier,
+    /// The size of its memory, where that can change.
+    pub(crate) sizer: Option<Sizer>,
+    /// The balloon, where there is one.
+    pub(crate) inflator: Option<Inflator>,
 }
 
 /// The hands on the machine.

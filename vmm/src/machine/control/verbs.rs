@@ -5,6 +5,7 @@ use std::process;
 use serde_json::{Value, json};
 
 use super::super::devices::Disk;
+use super::memory;
 use super::statistics;
 use super::steering::Steering;
 use crate::control::{
@@ -28,11 +29,15 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("ResizeDisk", &["disk", "size"], resize_disk),
         verb("GetStatistics", &[], get_statistics),
         verb("GetMetrics", &[], get_metrics),
+        verb("GetMemory", &[], memory::get),
+        verb("SetMemorySize", &["size"], memory::set_size),
+        verb("GetBalloon", &[], memory::get_balloon),
+        verb("SetBalloonTarget", &["target"], memory::set_balloon_target),
         Verb { streams: true, ..verb("Subscribe", &[], subscribe) },
     ],
 };
 
-type Served = Result<Answer, Refusal>;
+pub(super) type Served = Result<Answer, Refusal>;
 
 const fn verb(
     name: &'static str,

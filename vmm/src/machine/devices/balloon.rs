@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use devices::virtio::balloon::{Balloon, BalloonOptions};
+use devices::virtio::balloon::{Balloon, BalloonOptions, Inflator};
 use devices::virtio::device::VirtioDevice;
 
 use super::Site;
 
-/// Makes the balloon, if there is to be one.
-pub(super) fn add(site: &Site<'_>, devices: &mut Vec<Box<dyn VirtioDevice>>) -> Result<()> {
+/// Makes the balloon, if there is to be one; the result is the host's end of it.
+pub(super) fn add(
+    site: &Site<'_>,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
+) -> Result<Option<Inflator>> {
     let config = site.config.balloon;
     if !config.enabled {
-        return Ok(());
+        return Ok(None);
     }
     let options = BalloonOptions {
         deflate_on_oom: config.deflate_on_oom,
@@ -24,6 +27,7 @@ pub(super) fn add(site: &Site<'_>, devices: &mut Vec<Box<dyn VirtioDevice>>) -> 
     };
     // Giving memory back takes microseconds for each report: no thread of its own.
     let balloon = Balloon::new(options, site.main_loop.handle()).context("--balloon")?;
+    let inflator = balloon.inflator(site.memory);
     devices.push(Box::new(balloon));
-    Ok(())
+    Ok(Some(inflator))
 }

@@ -21,6 +21,7 @@ use devices::panic::PanicPort;
 use devices::pci::{self, PciHost, SharedFunction};
 use devices::power::{PowerButton, PowerRegisters, PowerRequest};
 use devices::serial::{self, SerialAttendant, SerialPort};
+use devices::virtio::balloon::Inflator;
 use devices::virtio::console;
 use devices::virtio::counters::Counters;
 use devices::virtio::device::{DeviceKind, VirtioDevice};
@@ -51,6 +52,7 @@ pub(crate) struct Devices {
     disks: Vec<Disk>,
     counted: Vec<Counted>,
     sizer: Option<Sizer>,
+    inflator: Option<Inflator>,
     cards: Vec<net::Card>,
     /// Passes the guest's messages on to the service manager.
     relay: Option<Registration>,
@@ -103,6 +105,7 @@ impl Devices {
             disks: Vec::new(),
             counted: Vec::new(),
             sizer: None,
+            inflator: None,
             cards: Vec::new(),
             relay: None,
             worker_threads: Vec::new(),
@@ -132,6 +135,16 @@ impl Devices {
     /// What all devices count; there once.
     pub(crate) fn take_counted(&mut self) -> Vec<Counted> {
         std::mem::take(&mut self.counted)
+    }
+
+    /// What changes the size of the guest's memory, where it can change.
+    pub(crate) fn sizer(&self) -> Option<Sizer> {
+        self.sizer.clone()
+    }
+
+    /// What inflates the balloon, where there is one.
+    pub(crate) fn inflator(&self) -> Option<Inflator> {
+        self.inflator.clone()
     }
 
     /// Puts every device where it is at power on; when this returns nothing touches guest memory.
@@ -201,7 +214,7 @@ impl Devices {
         if site.config.rng {
             devices.push(Box::new(Entropy::new(site.main_loop.handle())));
         }
-        balloon::add(site, &mut devices)?;
+        self.inflator = balloon::add(site, &mut devices)?;
         pmem::add(site, &mut devices, &mut self.worker_threads)?;
         self.sizer = mem::add(site, &mut devices)?;
         Ok(devices)

@@ -98,7 +98,7 @@ impl Drop for Listener {
 }
 
 /// Removes a socket of a process that has ended, and nothing else.
-pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
+fn remove_stale(path: &Path) -> io::Result<()> {
     let is_socket = path.symlink_metadata().is_ok_and(|entry| entry.file_type().is_socket());
     if !is_socket {
         return Ok(());

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::listener::remove_stale;
+use super::listener::Listener;
 use crate::event::Event;
 
 /// Vectors of one call: a packet has one or two, whatever it is split into the rest follows.
@@ -31,7 +31,7 @@ pub const ARRIVAL: u64 = u64::MAX;
 /// It has an epoll instance of its own, so that whoever passes can be watched from anywhere.
 pub struct Gate {
     epoll: Epoll,
-    listener: Option<(UnixListener, PathBuf)>,
+    listener: Option<(Listener, PathBuf)>,
     local: Option<LocalPort>,
 }
 
@@ -59,9 +59,7 @@ impl Gate {
 
     /// A gate at `path`: a socket that nobody listens on any more is replaced.
     pub fn at(path: &Path) -> io::Result<Self> {
-        remove_stale(path)?;
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
+        let listener = Listener::bind(path, None)?;
         let mut gate = Self::closed()?;
         // By edges: a program that cannot be let in must not keep the loop awake.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, ARRIVAL);
@@ -81,14 +79,9 @@ impl Gate {
     /// Lets the next program of the host in; `None` when nobody waits.
     pub fn accept(&self) -> io::Result<Option<Peer>> {
         let Some((listener, _)) = &self.listener else { return Ok(None) };
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(true)?;
-                Ok(Some(Peer(stream.into())))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(stream) = listener.accept()? else { return Ok(None) };
+        stream.set_nonblocking(true)?;
+        Ok(Some(Peer(stream.into())))
     }
 
     /// Connects to whoever serves `port` of the host.
@@ -130,15 +123,6 @@ impl Gate {
 impl AsRawFd for Gate {
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        if let Some((_, path)) = &self.listener {
-            // Whoever removed it before us did what we want.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 

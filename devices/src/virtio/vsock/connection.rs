@@ -224,8 +224,9 @@ impl Connection {
                 || may_read && (self.credit() > 0 || !self.asked_for_credit))
     }
 
-    /// The next packet to the guest: its data, if any, is put into `room`.
-    pub(super) fn next_packet(&mut self, room: &Room<'_>) -> Option<Outgoing> {
+    /// The next packet to the guest: its data, if any, is put into `room`, which is
+    /// shortened.
+    pub(super) fn next_packet(&mut self, room: &mut Vec<GuestSlice>) -> Option<Outgoing> {
         let packet = self.find_packet(room)?;
         self.announced = self.forwarded;
         self.owes_credit_update = false;
@@ -238,7 +239,7 @@ impl Connection {
         header.forwarded = self.forwarded.into();
     }
 
-    fn find_packet(&mut self, room: &Room<'_>) -> Option<Outgoing> {
+    fn find_packet(&mut self, room: &mut Vec<GuestSlice>) -> Option<Outgoing> {
         let plain = |operation| Some(Outgoing { operation, ..Outgoing::default() });
         if let Some(owed) = self.owed.take() {
             return plain(owed);
@@ -280,11 +281,10 @@ impl Connection {
     }
 
     /// Reads what the program says; `None` when it says nothing now or no more.
-    fn read(&mut self, room: &Room<'_>) -> Option<u32> {
+    fn read(&mut self, room: &mut Vec<GuestSlice>) -> Option<u32> {
         let max = usize::try_from(self.credit()).unwrap_or(usize::MAX);
-        let mut slices = Vec::with_capacity(room.0.len());
-        limit(room.0, max, &mut slices);
-        match self.peer.receive(&slices) {
+        shorten(room, max);
+        match self.peer.receive(room) {
             Ok(count @ 1..) => return u32::try_from(count).ok(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => return None,
@@ -336,16 +336,16 @@ impl Connection {
     }
 }
 
-/// Guest memory that a packet's data goes to.
-pub(super) struct Room<'a>(pub(super) &'a [GuestSlice]);
-
-/// Puts the first `max` bytes of `slices` into `limited`.
-pub(super) fn limit(slices: &[GuestSlice], max: usize, limited: &mut Vec<GuestSlice>) {
+/// Leaves the first `max` bytes of `slices`.
+pub(super) fn shorten(slices: &mut Vec<GuestSlice>, max: usize) {
     let mut left = max;
-    limited.clear();
-    for slice in slices {
+    slices.retain_mut(|slice| {
         let len = slice.len().min(left);
-        limited.extend(slice.sub_slice(0, len).filter(|part| part.len() > 0));
         left -= len;
-    }
+        match slice.sub_slice(0, len) {
+            Some(part) => *slice = part,
+            None => return false,
+        }
+        len > 0
+    });
 }

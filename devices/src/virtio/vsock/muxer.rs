@@ -9,7 +9,7 @@ use arch::memory::GuestSlice;
 use vmm_sys_util::epoll::EpollEvent;
 use zerocopy::IntoBytes;
 
-use super::connection::{Connection, Room, Stage, Violation, limit};
+use super::connection::{Connection, Stage, Violation, shorten};
 use super::packet::{CID_HOST, HEADER_LEN, Header, PORT_ANY, Route, TYPE_STREAM, operation};
 use crate::event::EventSet;
 use crate::host::vsock::{ARRIVAL, Gate};
@@ -227,7 +227,9 @@ impl VsockWorker {
             operation::RESET => return self.detach(id),
             operation::RESPONSE => connection.open(),
             operation::DATA => {
-                limit(self.incoming.readable(), len, &mut self.slices);
+                self.slices.clear();
+                self.slices.extend_from_slice(self.incoming.readable());
+                shorten(&mut self.slices, len);
                 connection.take_data(&self.slices, header.len.get())
             }
             operation::SHUTDOWN => {
@@ -329,7 +331,7 @@ impl VsockWorker {
         let connection = self.connections.get_mut(&id)?;
         connection.has_turn = false;
         behind_header(self.outgoing.writable(), &mut self.slices);
-        let packet = connection.next_packet(&Room(&self.slices));
+        let packet = connection.next_packet(&mut self.slices);
         let header = packet.map(|packet| {
             let mut header = connection.route.packet(self.cid, packet.operation);
             header.flags = packet.flags.into();

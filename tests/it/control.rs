@@ -145,6 +145,7 @@ fn every_verb(testbed: &Testbed) -> Result<()> {
     let events = Events::follow(&control)?;
     pause_and_resume(&control, &mut guest)?;
     count(&control, &mut guest)?;
+    attach(&control, &mut guest)?;
     resize(&control, &mut guest)?;
 
     let first = guest.run("cat /proc/sys/kernel/random/boot_id")?;
@@ -222,6 +223,29 @@ fn count(control: &Control, guest: &mut Guest) -> Result<()> {
         "{metrics}"
     );
     ensure!(control.ctl(&["stats"])?.contains("written bytes"), "a table for people");
+    Ok(())
+}
+
+/// Who attaches sees what the other end of the console sees, and may type as well.
+fn attach(control: &Control, guest: &mut Guest) -> Result<()> {
+    let mut command = control.command(&["console"]);
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let output = process.stdout.take().context("no standard output")?;
+    let mut console = Terminal::new(output, process.stdin.take());
+    console.write("run 900 echo typed by another\n")?;
+    console.wait_for("agent: done 900 0", PATIENCE)?;
+    console.wait_for("typed by another\n", PATIENCE)?;
+    ensure!(guest.run("echo for both of us")? == "for both of us\n", "the first end");
+    console.wait_for("for both of us\n", PATIENCE)?;
+    // The end of what is typed is not the end of what is shown.
+    console.close();
+    guest.run("echo still shown")?;
+    console.wait_for("still shown\n", PATIENCE)?;
+    process.kill()?;
+    process.wait()?;
+    ensure!(guest.run("echo alone")? == "alone\n", "the guest misses who has left");
+    let refusal = control.refusal(&["console", "--serial"])?;
+    ensure!(refusal.contains("this machine has no serial"), "{refusal}");
     Ok(())
 }
 

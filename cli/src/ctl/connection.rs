@@ -49,6 +49,19 @@ impl Connection {
         Ok(())
     }
 
+    /// Calls a method after which the connection carries something else; returns what has come of
+    /// that already.
+    pub(super) fn upgrade(
+        mut self,
+        method: &str,
+        parameters: &Value,
+    ) -> Result<(UnixStream, Vec<u8>)> {
+        self.send(method, &json!({ "parameters": parameters, "upgrade": true }))?;
+        self.reply()?.context("the machine ended")?;
+        let early = self.stream.buffer().to_vec();
+        Ok((self.stream.into_inner(), early))
+    }
+
     fn send(&mut self, method: &str, rest: &Value) -> Result<()> {
         let mut call = rest.clone();
         call["method"] = format!("{MACHINE_INTERFACE_NAME}.{method}").into();

@@ -1,6 +1,7 @@
 //! `nixvmm ctl`: the verbs of a running machine, for people and scripts.
 
 mod connection;
+mod console;
 mod print;
 
 use std::path::PathBuf;
@@ -59,6 +60,12 @@ enum Verb {
         /// Grows the image to this size first.
         size: Option<ByteSize>,
     },
+    /// Connects this terminal with the guest's console; Ctrl-A x leaves, and the guest goes on.
+    Console {
+        /// The serial port instead.
+        #[arg(long)]
+        serial: bool,
+    },
     /// Prints what devices and processors have counted.
     Stats,
     /// Prints the same in the text format of Prometheus.
@@ -82,6 +89,9 @@ impl Control {
     /// Does it and prints the reply.
     pub(crate) fn run(self) -> Result<()> {
         let mut connection = Connection::open(&self.socket)?;
+        if let Verb::Console { serial } = self.verb {
+            return console::attach(connection, serial);
+        }
         let (method, parameters) = self.verb.call();
         if let Verb::Events = self.verb {
             return connection.follow(method, |event| print::event(event, self.json));
@@ -134,6 +144,7 @@ impl Verb {
             Self::Balloon { target: Some(target) } => {
                 return ("SetBalloonTarget", json!({ "target": target.0 }));
             }
+            Self::Console { .. } => "AttachConsole",
             Self::Events => "Subscribe",
         };
         (method, json!({}))

@@ -6,7 +6,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use devices::event::EventSet;
+use devices::event::{Event, EventSet};
+use devices::host::stream::Tap;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use serde_json::{Value, json};
@@ -35,6 +36,8 @@ pub(super) struct Client {
     input_ended: bool,
     output: VecDeque<u8>,
     activity: Activity,
+    /// The stream whose bytes the connection carries instead of calls.
+    tap: Option<Tap>,
 }
 
 /// What a client is at.
@@ -46,6 +49,8 @@ enum Activity {
     Waits { occasion: Occasion, oneway: bool },
     /// Every event is a reply.
     Events,
+    /// There are no more calls.
+    Bytes,
 }
 
 impl Activity {
@@ -66,7 +71,13 @@ impl Client {
             input_ended: false,
             output: VecDeque::new(),
             activity: Activity::Calls,
+            tap: None,
         }
+    }
+
+    /// Signalled when the stream that the connection carries has something for the client.
+    pub(super) fn attention(&self) -> Option<&Event> {
+        self.tap.as_ref().map(Tap::attention)
     }
 
     /// Whether it has subscribed to events.
@@ -92,14 +103,22 @@ impl Client {
         subject: &mut S,
         readiness: EventSet,
     ) -> Result<EventSet, Gone> {
+        let has_left = readiness.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        if self.activity == Activity::Bytes {
+            let interest = self.pump()?;
+            return if has_left { Err(Gone) } else { Ok(interest) };
+        }
         // What a client that has left asked for is still done; what it waits for is not.
-        if self.is_waiting() && readiness.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+        if self.is_waiting() && has_left {
             return Err(Gone);
         }
         for _ in 0..STEPS_PER_TURN {
             self.flush()?;
             if !self.output.is_empty() {
                 return Ok(EventSet::OUT);
+            }
+            if self.activity == Activity::Bytes {
+                return self.pump();
             }
             if self.is_waiting() {
                 // A hang-up is always reported, even when nothing is asked for.
@@ -114,6 +133,37 @@ impl Client {
             }
         }
         // The socket can be written, so that the next turn comes with the next round of the loop.
+        Ok(EventSet::OUT)
+    }
+
+    /// Moves the bytes of a stream as far as nothing has to be waited for.
+    fn pump(&mut self) -> Result<EventSet, Gone> {
+        let Some(tap) = self.tap.take() else { return Err(Gone) };
+        tap.attention().take();
+        let outcome = self.pump_between(&tap);
+        self.tap = Some(tap);
+        outcome
+    }
+
+    fn pump_between(&mut self, tap: &Tap) -> Result<EventSet, Gone> {
+        for _ in 0..STEPS_PER_TURN {
+            tap.put(&self.inbox.take_all());
+            self.flush()?;
+            if self.output.is_empty() {
+                tap.take(&mut self.output);
+                self.flush()?;
+            }
+            // What there is no room for waits in the socket, and the tap tells of room.
+            let has_room = tap.has_room(READ_BYTES);
+            let has_read = has_room && self.read()?;
+            if self.input_ended {
+                return Err(Gone);
+            }
+            if !has_read {
+                let output = if self.output.is_empty() { EventSet::empty() } else { EventSet::OUT };
+                return Ok(output | if has_room { EventSet::IN } else { EventSet::empty() });
+            }
+        }
         Ok(EventSet::OUT)
     }
 
@@ -160,6 +210,11 @@ impl Client {
             // Who wants no reply wants no events, which are replies.
             _ if oneway => {}
             Ok(Answer::Done(parameters)) => self.send(&parameters, false),
+            Ok(Answer::Bytes(parameters, tap)) => {
+                self.activity = Activity::Bytes;
+                self.tap = Some(tap);
+                self.send(&parameters, false);
+            }
             Ok(Answer::Events(first)) => {
                 self.activity = Activity::Events;
                 self.send(&first, true);

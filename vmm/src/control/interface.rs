@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
+use devices::host::stream::Tap;
 use serde_json::{Map, Value, json};
 
 use super::message::Call;
@@ -46,6 +47,8 @@ pub enum Answer {
     Done(Value),
     /// The reply comes when this does.
     Later(Occasion),
+    /// This is the reply; after it the connection carries the bytes of a stream.
+    Bytes(Value, Tap),
     /// This is the first reply; each event is a further one, as long as the client stays.
     Events(Value),
 }
@@ -141,6 +144,18 @@ impl Request {
     pub fn text(&self, name: &str) -> Result<&str, Refusal> {
         let value = self.parameters.get(name).and_then(Value::as_str);
         value.ok_or_else(|| Refusal::invalid_parameter(name))
+    }
+
+    /// A text that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// It is no text.
+    pub fn optional_text(&self, name: &str) -> Result<Option<&str>, Refusal> {
+        match self.parameters.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.text(name).map(Some),
+        }
     }
 
     /// A number that may be left out.

@@ -103,4 +103,9 @@ impl Inbox {
         self.searched = 0;
         Ok(Some(std::mem::replace(&mut self.bytes, rest)))
     }
+
+    /// Takes all that has come, where it is no messages.
+    pub(super) fn take_all(&mut self) -> Vec<u8> {
+        std::mem::take(self).bytes
+    }
 }

@@ -15,6 +15,7 @@ mod server;
 #[cfg(test)]
 mod test;
 
+pub use devices::host::stream::escape::{EscapeAction, EscapeKeys};
 pub use interface::{Answer, Interface, Occasion, Refusal, Request, Verb};
 pub use message::{Call, Inbox, MESSAGE_BYTES_MAX, Malformed};
 pub(crate) use server::Server;

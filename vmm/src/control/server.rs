@@ -30,6 +30,8 @@ struct Place {
     client: Client,
     last_turn: u64,
     watched: EventSet,
+    /// The event of a stream is watched, too.
+    watches_stream: bool,
 }
 
 impl Server {
@@ -56,9 +58,13 @@ impl Server {
         self.turn = self.turn.wrapping_add(1);
         match token.checked_sub(self.first_token).map(usize::try_from) {
             Some(Ok(0)) => self.admit(watch),
-            Some(Ok(number)) => {
+            Some(Ok(number @ 1..=CLIENTS_MAX)) => {
                 self.serve(number - 1, watch, |client| client.go_on(interface, subject, readiness));
             }
+            // The event of a stream says nothing of the socket.
+            Some(Ok(number)) => self.serve(number - 1 - CLIENTS_MAX, watch, |client| {
+                client.go_on(interface, subject, EventSet::empty())
+            }),
             _ => {}
         }
     }
@@ -99,11 +105,15 @@ impl Server {
             };
             let index = self.quietest();
             self.serve(index, watch, |_| Err(Gone));
-            let token = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(self.first_token);
-            if let Err(error) = watch.add(&client, token.saturating_add(1), EventSet::IN) {
+            if let Err(error) = watch.add(&client, self.token(index), EventSet::IN) {
                 log::warn!("a control client cannot be served: {error}");
             } else if let Some(place) = self.clients.get_mut(index) {
-                *place = Some(Place { client, last_turn: self.turn, watched: EventSet::IN });
+                *place = Some(Place {
+                    client,
+                    last_turn: self.turn,
+                    watched: EventSet::IN,
+                    watches_stream: false,
+                });
             }
         }
     }
@@ -136,20 +146,49 @@ impl Server {
         watch: &mut Watch<'_, '_>,
         act: impl FnOnce(&mut Client) -> Result<EventSet, Gone>,
     ) {
+        let (token, stream_token) = (self.token(index), self.token(CLIENTS_MAX + index));
         let Some(slot) = self.clients.get_mut(index) else { return };
         let Some(place) = slot else { return };
         place.last_turn = self.turn;
-        let token = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(self.first_token);
-        let wish = act(&mut place.client);
-        let outcome = wish.ok().is_some_and(|interest| {
-            let is_same = interest == place.watched;
-            place.watched = interest;
-            is_same || watch.modify(&place.client, token.saturating_add(1), interest).is_ok()
-        });
-        if !outcome {
+        let wish = act(&mut place.client).ok();
+        let stays =
+            wish.is_some_and(|interest| place.watch(interest, token, stream_token, watch).is_ok());
+        if !stays {
             // A file that cannot be removed is not watched.
+            if let Some(attention) = place.client.attention().filter(|_| place.watches_stream) {
+                let _ = watch.remove(attention);
+            }
             let _ = watch.remove(&place.client);
             *slot = None;
         }
+    }
+
+    /// The token of the socket at `index`, or of a stream where it is [`CLIENTS_MAX`] more.
+    fn token(&self, index: usize) -> u32 {
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        self.first_token.saturating_add(1).saturating_add(number)
+    }
+}
+
+impl Place {
+    /// Watches the client's socket for `interest`, and the stream that it has come to carry.
+    fn watch(
+        &mut self,
+        interest: EventSet,
+        token: u32,
+        stream_token: u32,
+        watch: &mut Watch<'_, '_>,
+    ) -> io::Result<()> {
+        if !self.watches_stream
+            && let Some(attention) = self.client.attention()
+        {
+            watch.add(attention, stream_token, EventSet::IN)?;
+            self.watches_stream = true;
+        }
+        if interest != self.watched {
+            watch.modify(&self.client, token, interest)?;
+            self.watched = interest;
+        }
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use devices::event::{Event, EventLoop, EventSet, Handler, Registration, Watch};
 use devices::host::listener::Listener;
+use devices::host::stream::Stream;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 
@@ -15,9 +16,9 @@ use super::*;
 const SERVER: u32 = 10;
 
 /// A service that counts its calls.
-#[derive(Default)]
 struct Subject {
     calls: u64,
+    stream: Stream,
 }
 
 const INTERFACE: Interface<Subject> = Interface {
@@ -46,6 +47,15 @@ const INTERFACE: Interface<Subject> = Interface {
             parameters: &[],
             streams: true,
             serve: |_, _| Ok(Answer::Events(json!({ "event": "first" }))),
+        },
+        Verb {
+            name: "Attach",
+            parameters: &[],
+            streams: false,
+            serve: |subject, request| {
+                assert!(request.wants_upgrade());
+                Ok(Answer::Bytes(json!({}), subject.stream.outlet().tap().unwrap()))
+            },
         },
         Verb {
             name: "Read",
@@ -93,6 +103,7 @@ impl Handler for Service {
 struct Fixture {
     event_loop: EventLoop,
     path: PathBuf,
+    stream: Stream,
     announcement: Event,
     completion: Event,
     _registration: Registration,
@@ -105,10 +116,11 @@ impl Fixture {
         let path = folder.path().join("control");
         let mut event_loop = EventLoop::new().unwrap();
         let (announcement, completion) = (Event::new().unwrap(), Event::new().unwrap());
+        let stream = Stream::null().unwrap();
         let registration = event_loop
             .add(Box::new(Service {
                 server: Server::new(Listener::bind(&path, None).unwrap(), SERVER),
-                subject: Subject::default(),
+                subject: Subject { calls: 0, stream: stream.clone() },
                 announcement: announcement.clone(),
                 completion: completion.clone(),
             }))
@@ -116,6 +128,7 @@ impl Fixture {
         Self {
             event_loop,
             path,
+            stream,
             announcement,
             completion,
             _registration: registration,
@@ -431,4 +444,58 @@ fn a_descriptor_comes_with_its_call_and_others_are_closed() {
     }
     let again = fixture.exchange(&mut client, &call("Read", ", \"parameters\": {\"file\": 0}"));
     assert_eq!(again[0]["parameters"]["parameter"], "file", "it is there once");
+}
+
+#[test]
+fn an_upgraded_connection_carries_the_bytes_of_a_stream_both_ways() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.connect();
+    let text = call("Attach", ", \"upgrade\": true") + "typed at once";
+    assert_eq!(fixture.exchange(&mut client, &text), [json!({ "parameters": {} })]);
+    let mut typed = [0; 100];
+    assert_eq!(fixture.stream.receive(&mut typed), 13);
+    assert_eq!(&typed[..13], b"typed at once");
+    client.write_all(b"and later").unwrap();
+    fixture.stream.send(b"said by the guest");
+    fixture.event_loop.run_ready().unwrap();
+    assert_eq!(fixture.stream.receive(&mut typed), 9);
+    let mut said = [0; 17];
+    client.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"said by the guest");
+}
+
+#[test]
+fn a_stream_whose_bytes_nobody_reads_or_takes_goes_on() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.connect();
+    fixture.exchange(&mut client, &call("Attach", ", \"upgrade\": true"));
+    for _ in 0..1000 {
+        assert_eq!(fixture.stream.send(&[b'x'; 4096]), 4096);
+        fixture.event_loop.run_ready().unwrap();
+    }
+    // More than stream and sockets take.
+    let mut written = 0;
+    while let Ok(count) = client.write(&[b'y'; 4096]) {
+        written += count;
+        fixture.event_loop.run_ready().unwrap();
+    }
+    let mut taken = 0;
+    loop {
+        fixture.event_loop.run_ready().unwrap();
+        match fixture.stream.receive(&mut [0; 4096]) {
+            0 => break,
+            count => taken += count,
+        }
+    }
+    assert_eq!(taken, written, "nothing that was typed is lost");
+    // Much is there to read before the end, which the last bytes of the guest are.
+    fixture.stream.send(b"last words");
+    let mut said = Vec::new();
+    while !said.ends_with(b"last words") {
+        fixture.event_loop.run_ready().unwrap();
+        let _ = client.read_to_end(&mut said);
+    }
+    drop(client);
+    fixture.event_loop.run_ready().unwrap();
+    assert!(fixture.stream.has_room());
 }

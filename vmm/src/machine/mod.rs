@@ -99,6 +99,7 @@ impl Machine {
             main_loop: &mut event_loop,
             endings: &endings,
             passts,
+            is_controlled: listener.is_some(),
             sandbox: &sandbox,
             notifier: &notifier,
         })?;
@@ -235,6 +236,7 @@ fn steering(
         notifier: notifier.clone(),
         sizer: devices.sizer(),
         inflator: devices.inflator(),
+        consoles: devices.take_consoles(),
     })?)
 }
 

@@ -11,7 +11,7 @@ pub(super) const HELP: &[u8] = b"\r\n\
 
 /// What a user asks for with the escape keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EscapeAction {
+pub enum EscapeAction {
     /// The machine shall end.
     Quit,
     /// The keys shall be explained.
@@ -20,13 +20,13 @@ pub(super) enum EscapeAction {
 
 /// Finds the escape keys in what is typed.
 #[derive(Debug, Default)]
-pub(super) struct EscapeKeys {
+pub struct EscapeKeys {
     begun: bool,
 }
 
 impl EscapeKeys {
     /// Keeps in `typed` what is for the guest, calls `act` for the rest; returns the kept length.
-    pub(super) fn filter(&mut self, typed: &mut [u8], mut act: impl FnMut(EscapeAction)) -> usize {
+    pub fn filter(&mut self, typed: &mut [u8], mut act: impl FnMut(EscapeAction)) -> usize {
         let mut kept = 0;
         for index in 0..typed.len() {
             let Some(&byte) = typed.get(index) else { break };

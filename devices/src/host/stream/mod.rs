@@ -10,11 +10,12 @@
 
 mod descriptor;
 mod endpoint;
-mod escape;
+pub mod escape;
 mod file;
 mod pty;
 mod socket;
 mod stdio;
+mod tap;
 #[cfg(test)]
 mod test;
 mod window;
@@ -27,6 +28,7 @@ use crate::event::{Event, EventLoop, Registration};
 use endpoint::Endpoint;
 
 pub use endpoint::QuitRequest;
+pub use tap::{Outlet, Tap};
 
 /// Output that waits for its reader; more stays with the guest, or pushes the oldest out when
 /// nobody reads. A boot's messages fit.
@@ -65,7 +67,7 @@ impl Stream {
     pub fn send(&self, bytes: &[u8]) -> usize {
         let mut state = self.shared.state();
         let taken = match state.reader {
-            Reader::Never => return bytes.len(),
+            Reader::Never => bytes.len(),
             Reader::Present => {
                 let taken = bytes.len().min(state.output_room());
                 state.output.extend(bytes.get(..taken).unwrap_or_default());
@@ -77,6 +79,7 @@ impl Stream {
                 bytes.len()
             }
         };
+        state.show(bytes.get(..taken).unwrap_or_default());
         state.room_wanted |= taken < bytes.len();
         if state.output_wanted && taken > 0 {
             state.output_wanted = false;
@@ -111,6 +114,7 @@ impl Stream {
         if state.input.is_empty() && state.input_stalled {
             state.input_stalled = false;
             self.shared.pump.signal();
+            state.taps.iter().for_each(|tap| tap.wake());
         }
         count
     }
@@ -169,6 +173,10 @@ struct State {
     room_wanted: bool,
     /// The device waits for input.
     input_wanted: bool,
+    /// Those who look on.
+    taps: Vec<Arc<tap::Waiting>>,
+    /// The last output, where somebody may want to look on.
+    recent: Option<VecDeque<u8>>,
 }
 
 /// Whether somebody takes the output.
@@ -194,6 +202,8 @@ impl Shared {
             input_stalled: false,
             room_wanted: false,
             input_wanted: true,
+            taps: Vec::new(),
+            recent: None,
         };
         Ok(Self {
             state: Mutex::new(state),
@@ -227,7 +237,8 @@ impl Shared {
     fn input_room(&self) -> usize {
         let mut state = self.state();
         let room = INPUT_BYTES_MAX.saturating_sub(state.input.len());
-        state.input_stalled = room == 0;
+        // Others may wait for the same.
+        state.input_stalled |= room == 0;
         room
     }
 
@@ -283,6 +294,16 @@ impl Shared {
 }
 
 impl State {
+    /// Lets those who look on see output.
+    fn show(&mut self, bytes: &[u8]) {
+        if let Some(recent) = &mut self.recent {
+            tap::keep_last(recent, bytes, tap::RECENT_BYTES_MAX);
+        }
+        for tap in &self.taps {
+            tap.put(bytes);
+        }
+    }
+
     fn output_room(&self) -> usize {
         OUTPUT_BYTES_MAX.saturating_sub(self.output.len() + self.output_in_hand)
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use devices::event::Event;
+use devices::host::stream::Outlet;
 use devices::power::PowerButton;
 use devices::virtio::balloon::Inflator;
 use devices::virtio::mem::Sizer;
@@ -38,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) button: PowerButton,
     /// The disks.
     pub(crate) disks: Vec<Disk>,
+    /// The places where clients can look on at a console, by name.
+    pub(crate) consoles: Vec<(&'static str, Outlet)>,
     /// The devices that count.
     pub(crate) counted: Vec<Counted>,
     /// Who is told that the guest ends.

@@ -2,6 +2,7 @@
 
 use std::process;
 
+use devices::host::stream::WindowSize;
 use serde_json::{Value, json};
 
 use super::super::devices::Disk;
@@ -27,6 +28,7 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("Stop", &[], stop),
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
+        verb("AttachConsole", &["console", "columns", "rows"], attach_console),
         verb("GetStatistics", &[], get_statistics),
         verb("GetMetrics", &[], get_metrics),
         verb("GetMemory", &[], memory::get),
@@ -112,6 +114,33 @@ fn resize_disk(machine: &mut Steering, request: &Request) -> Served {
         Ok(size) => Ok(Answer::Done(json!({ "size": size }))),
         Err(error) => Err(Refusal::not_possible(error)),
     }
+}
+
+fn attach_console(machine: &mut Steering, request: &Request) -> Served {
+    let name = request.optional_text("console")?;
+    let size = WindowSize {
+        columns: window_side(request, "columns")?,
+        rows: window_side(request, "rows")?,
+    };
+    if !request.wants_upgrade() {
+        return Err(Refusal::not_possible("the call has to ask for an upgrade of the connection"));
+    }
+    let mut consoles = machine.parts.consoles.iter().rev();
+    let found = consoles.find(|(other, _)| name.is_none_or(|name| name == *other));
+    let (_, outlet) = found.ok_or_else(|| {
+        let name = name.unwrap_or("console");
+        Refusal::not_possible(format_args!("this machine has no {name}"))
+    })?;
+    let tap = outlet.tap().map_err(Refusal::not_possible)?;
+    if size != WindowSize::default() {
+        tap.set_window_size(size);
+    }
+    Ok(Answer::Bytes(json!({}), tap))
+}
+
+fn window_side(request: &Request, name: &str) -> Result<u16, Refusal> {
+    let side = u16::try_from(request.number(name)?.unwrap_or_default());
+    side.map_err(|_| Refusal::invalid_parameter(name))
 }
 
 fn get_statistics(machine: &mut Steering, _: &Request) -> Served {

@@ -16,6 +16,7 @@ use arch::memory::GuestMemory;
 use arch::target::layout;
 use devices::bus::Bus;
 use devices::event::{Event, EventLoop, Registration};
+use devices::host::stream::{Outlet, Stream};
 use devices::interrupt::MessageRoutes;
 use devices::panic::PanicPort;
 use devices::pci::{self, PciHost, SharedFunction};
@@ -51,6 +52,7 @@ pub(crate) struct Devices {
     pci_host: Option<Arc<Mutex<PciHost>>>,
     disks: Vec<Disk>,
     counted: Vec<Counted>,
+    consoles: Vec<(&'static str, Outlet)>,
     sizer: Option<Sizer>,
     inflator: Option<Inflator>,
     cards: Vec<net::Card>,
@@ -86,6 +88,8 @@ pub(crate) struct Site<'a> {
     pub(crate) endings: &'a Endings,
     /// The networks of the user's own, in the order of their cards.
     pub(crate) passts: Vec<Passt>,
+    /// Whether there is a control socket.
+    pub(crate) is_controlled: bool,
     /// What confines the threads of workers.
     pub(crate) sandbox: &'a Sandbox,
     /// Who is told what becomes of the guest.
@@ -104,6 +108,7 @@ impl Devices {
             pci_host: None,
             disks: Vec::new(),
             counted: Vec::new(),
+            consoles: Vec::new(),
             sizer: None,
             inflator: None,
             cards: Vec::new(),
@@ -145,6 +150,11 @@ impl Devices {
     /// What inflates the balloon, where there is one.
     pub(crate) fn inflator(&self) -> Option<Inflator> {
         self.inflator.clone()
+    }
+
+    /// Where control clients can look on at the console and the serial port; there once.
+    pub(crate) fn take_consoles(&mut self) -> Vec<(&'static str, Outlet)> {
+        std::mem::take(&mut self.consoles)
     }
 
     /// Puts every device where it is at power on; when this returns nothing touches guest memory.
@@ -189,6 +199,7 @@ impl Devices {
         let Some(stream) = stream::open("--serial", &site.config.serial, site)? else {
             return Ok(());
         };
+        self.keep_outlet("serial", &stream, site);
         let place = site.plan.take_serial_port();
         let interrupt = Event::new()?;
         site.vm.connect_line(place.interrupt, interrupt.clone())?;
@@ -209,6 +220,7 @@ impl Devices {
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
         self.relay = vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {
+            self.keep_outlet("console", &stream, site);
             devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));
         }
         if site.config.rng {
@@ -218,6 +230,13 @@ impl Devices {
         pmem::add(site, &mut devices, &mut self.worker_threads)?;
         self.sizer = mem::add(site, &mut devices)?;
         Ok(devices)
+    }
+
+    /// Lets control clients look on, if there can be any.
+    fn keep_outlet(&mut self, name: &'static str, stream: &Stream, site: &Site<'_>) {
+        if site.is_controlled {
+            self.consoles.push((name, stream.outlet()));
+        }
     }
 
     fn add_mmio(

@@ -12,8 +12,8 @@ use super::{Config, Forward, files};
 /// Most queue pairs of a card; with more processors some share a pair.
 pub const MAX_QUEUE_PAIRS: u16 = 64;
 
-/// Queue pairs of a card for which nobody chose a number, at the most: beyond it they cost memory in
-/// the guest and bring nothing.
+/// Queue pairs of a card for which nobody chose a number, at the most: beyond it they cost memory
+/// in the guest and bring nothing.
 pub const DEFAULT_QUEUE_PAIRS_MAX: u16 = 16;
 
 /// Smallest MTU that Ethernet knows, and largest that a tap does, in bytes.
@@ -181,7 +181,7 @@ impl Config {
     /// Checks every card and gives an address to those that have none.
     pub(super) fn resolve_nets(&mut self) -> Result<()> {
         let uuid = self.smbios.uuid.unwrap_or_default();
-        // A host without one gives the same addresses as its neighbour: then a UUID tells them apart.
+        // Hosts without one give the same addresses: then a UUID tells their guests apart.
         let host = std::fs::read(MACHINE_ID).unwrap_or_default();
         for (index, net) in self.nets.iter_mut().enumerate() {
             net.resolve().with_context(|| format!("--net {}", net.link.name()))?;

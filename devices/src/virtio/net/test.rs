@@ -1,6 +1,7 @@
 //! Cards driven through registers and rings, with datagram sockets in place of a tap.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
@@ -211,7 +212,8 @@ fn without_mergeable_buffers_a_frame_that_is_too_large_is_dropped_alone() {
     machine.wires[0].send(&frame(89, 7)).unwrap();
     machine.wires[0].send(&small).unwrap();
     machine.receives(&buffers[..1], &exact);
-    machine.receives(&buffers[1..2], &small);
+    assert_eq!(machine.driver.wait_used(RECEIVE), (u32::from(buffers[1].head), 0));
+    machine.receives(&buffers[2..], &small);
     assert_eq!(machine.counts().1, Count { frames: 2, bytes: 138, dropped: 1 });
 }
 
@@ -424,6 +426,72 @@ fn frames_for_an_earlier_driver_are_forgotten() {
     let buffer = machine.driver.send(RECEIVE, &[], &[100]);
     machine.wires[0].send(&frame(60, 2)).unwrap();
     machine.receives(&[buffer], &frame(60, 2));
+}
+
+/// Buffers and frames of all sizes in any order, the same in every run (xorshift).
+#[test]
+fn whatever_the_buffers_frames_arrive_whole_and_in_order_or_are_counted() {
+    for without in [0, FEATURE_MRG_RXBUF] {
+        let mut machine = started(without);
+        machine.wires[0].set_nonblocking(true).unwrap();
+        let mut seed = 0x6e69_7876_6d6d_0003_u64;
+        let mut below = |end: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % u64::try_from(end).unwrap()).unwrap()
+        };
+        let (mut buffers, mut descriptors) = (VecDeque::new(), 0);
+        let (mut expected, mut dropped, mut arrived) = (VecDeque::new(), 0, 0);
+        for round in 0..3000 {
+            let mut one_of = |ends: &[usize]| {
+                let end = ends[below(ends.len())];
+                below(end)
+            };
+            let mut parts: Vec<_> = (0..=one_of(&[4])).map(|_| one_of(&[9, 200, 3000])).collect();
+            // Room for a header, without which a chain would overtake others on its way back.
+            parts.push(HEADER_BYTES);
+            let len = 14 + one_of(&[100, 1500, 9000, 65_000]);
+            if descriptors + parts.len() < 250 && below(3) > 0 {
+                descriptors += parts.len();
+                buffers.push_back((machine.driver.send(RECEIVE, &[], &parts), parts.len()));
+            }
+            if expected.len() < 64 && machine.wires[0].send(&frame(len, round)).is_ok() {
+                expected.push_back(frame(len, round));
+            }
+            machine.home.settle();
+            let (mut bytes, mut chains) = (Vec::new(), 0);
+            while let Some((head, len)) = machine.driver.used(RECEIVE) {
+                let (buffer, parts) = buffers.pop_front().unwrap();
+                assert_eq!(head, u32::from(buffer.head));
+                descriptors -= parts;
+                if len == 0 {
+                    assert_ne!(without, 0, "a buffer came back unused");
+                    continue;
+                }
+                let answer = machine.driver.answer(&buffer);
+                bytes.extend_from_slice(&answer[..usize::try_from(len).unwrap()]);
+                chains += 1;
+                let count = bytes[NUM_BUFFERS_OFFSET..HEADER_BYTES].try_into().unwrap();
+                if u16::from_le_bytes(count) == chains {
+                    let position = expected
+                        .iter()
+                        .position(|frame: &Vec<u8>| frame[HEADER_BYTES..] == bytes[HEADER_BYTES..]);
+                    dropped += position.expect("a frame that was sent");
+                    expected.drain(..=position.unwrap());
+                    arrived += 1;
+                    (bytes, chains) = (Vec::new(), 0);
+                }
+            }
+            assert_eq!(chains, 0, "a frame is published with all its buffers");
+        }
+        assert!(arrived > 100, "{arrived} frames arrived");
+        let (_, received) = machine.counts();
+        assert_eq!(received.frames, arrived);
+        let left = u64::try_from(dropped + expected.len()).unwrap();
+        assert!((u64::try_from(dropped).unwrap()..=left).contains(&received.dropped));
+        assert_eq!(dropped > 0, without == FEATURE_MRG_RXBUF, "{dropped} frames dropped");
+    }
 }
 
 #[test]

@@ -157,8 +157,19 @@ impl Receive {
             Some(rest) if self.is_mergeable && io.spilled(rest).is_some() => {
                 self.carried = Some(Carried { len, in_place: self.room });
             }
-            Some(_) => self.count.dropped += 1,
+            Some(_) => {
+                self.count.dropped += 1;
+                self.give_back(queue);
+            }
         }
+    }
+
+    /// Gives the first chain back unused: were it kept, one that is too small would stop all frames.
+    fn give_back(&mut self, queue: &mut Queue) {
+        let Some(chain) = self.in_hand.pop_front() else { return };
+        queue.complete(chain.head, 0);
+        self.room -= chain.len;
+        self.used_slices += chain.slices;
     }
 
     /// Finishes a frame that was put by; `false` when it must wait for more buffers.

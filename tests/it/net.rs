@@ -89,7 +89,8 @@ fn eight_queues(testbed: &Testbed) -> Result<()> {
     let facts = "cat /sys/class/net/eth0/address; ls -d /sys/class/net/eth0/queues/rx-* | wc -l";
     let facts = guest.run(facts)?;
     let facts: Vec<&str> = facts.split_whitespace().collect();
-    ensure!(facts == ["52:54:00:12:34:56", "8"], "the address and the queues: {facts:?}");
+    // Linux uses as many of the eight as it has processors.
+    ensure!(facts == ["52:54:00:12:34:56", "2"], "the address and the queues: {facts:?}");
     carries_everything(&mut guest, 91, 2 * MEBIBYTE)?;
     guest.power_off()
 }

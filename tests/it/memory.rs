@@ -34,6 +34,8 @@ fn page_cache_goes_back(testbed: &Testbed) -> Result<()> {
     let mut guest = Launch::tiny(testbed, &testbed.bzimage)
         .arguments(["--memory", "1536M", "--disk", &disk])
         .boot()?;
+    // A disk that nobody has open has no page cache.
+    guest.run("sleep 9999 < /dev/vda > /dev/null 2>&1 &")?;
     let before = settled(&guest)?;
     guest.run("dd if=/dev/vda of=/dev/null bs=1M")?;
     let full = resident(&guest)?;

@@ -15,8 +15,8 @@ use vmm::config::ByteSize;
 
 use self::connection::Connection;
 
-/// What a guest is given to answer with new statistics: one that runs needs microseconds, one that is
-/// paused or has no driver never answers.
+/// What a guest is given to answer with new statistics: one that runs needs microseconds, one that
+/// is paused or has no driver never answers.
 const STATISTICS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is done to which machine.
@@ -165,8 +165,8 @@ impl Verb {
     }
 }
 
-/// The balloon with statistics that the guest has sent since it was asked; with older ones, or none,
-/// where it does not answer.
+/// The balloon with statistics that the guest has sent since it was asked; with older ones, or
+/// none, where it does not answer.
 fn fresh_balloon(connection: &mut Connection, method: &str) -> Result<Value> {
     let start = Instant::now();
     loop {

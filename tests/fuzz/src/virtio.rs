@@ -19,6 +19,8 @@ const RINGS: u64 = 0x1_0000;
 const RINGS_SIZE: u64 = 0x4000;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
+/// Queues that a driver sets up, at the most.
+const QUEUES: u8 = 5;
 /// Queues are as large as a driver of ours wants them.
 const QUEUE_SIZE: u16 = 16;
 
@@ -63,13 +65,19 @@ impl Descriptor {
 
 /// Drives the device that `make` makes, and checks that it works after a reset.
 pub fn drive(make: impl FnOnce(LoopHandle) -> Box<dyn VirtioDevice>, steps: &[Step]) {
+    drive_with(make, |driver| steps.iter().for_each(|step| driver.take(step)));
+}
+
+/// The same with a driver of the caller's.
+pub fn drive_with(
+    make: impl FnOnce(LoopHandle) -> Box<dyn VirtioDevice>,
+    work: impl FnOnce(&mut Driver),
+) {
     let memory = memory();
     let device = make(home().clone());
     let transport = MmioTransport::new(device, memory, Event::new().unwrap()).unwrap();
     let mut driver = Driver { transport, memory };
-    for step in steps {
-        driver.take(step);
-    }
+    work(&mut driver);
     driver.start(0);
     settle();
     let status = driver.read_word(0x70);
@@ -96,17 +104,19 @@ pub fn build_home<T: Send + 'static>(
     receiver.recv().unwrap()
 }
 
-struct Driver {
+/// A driver that does what it is told.
+pub struct Driver {
     transport: MmioTransport,
     memory: GuestMemory,
 }
 
 impl Driver {
-    fn take(&mut self, step: &Step) {
+    /// Does one thing.
+    pub fn take(&mut self, step: &Step) {
         match step {
             Step::Start { refused_features } => self.start(*refused_features),
             Step::Send { queue, head, descriptors } => {
-                self.send(queue % 4, head % 20, descriptors);
+                self.send(queue % QUEUES, head % 20, descriptors);
             }
             Step::Write { address, bytes } => self.write(u64::from(*address) % RAM, bytes),
             Step::WriteRegister { offset, width, value } => {
@@ -138,7 +148,7 @@ impl Driver {
             self.write_word(0x20, accepted);
         }
         self.write_word(0x70, 11);
-        for queue in 0..4 {
+        for queue in 0..QUEUES {
             self.enable_queue(queue);
         }
         self.write_word(0x70, 15);

@@ -2,8 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::thread;
 
 fn nixvmm(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_nixvmm"))
@@ -111,4 +114,66 @@ fn the_manual_and_the_completions_know_every_flag() {
     for shell in ["zsh", "fish"] {
         assert!(nixvmm(folder.path(), &["completions", shell]).status.success());
     }
+}
+
+/// Serves one client of a control socket: takes a call, answers with `reply`, and says more until
+/// the client has said `farewell`.
+fn serve_once(
+    folder: &Path,
+    reply: &'static [u8],
+    farewell: &'static str,
+) -> thread::JoinHandle<String> {
+    let listener = UnixListener::bind(folder.join("control")).unwrap();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut from_client = BufReader::new(client.try_clone().unwrap());
+        let mut call = Vec::new();
+        from_client.read_until(0, &mut call).unwrap();
+        client.write_all(reply).unwrap();
+        let mut said = vec![0; farewell.len()];
+        from_client.read_exact(&mut said).unwrap();
+        assert_eq!(text(&said), farewell);
+        client.write_all(b" and the rest").unwrap();
+        text(&call).to_owned()
+    })
+}
+
+#[test]
+fn ctl_prints_replies_for_people_and_refusals_on_standard_error() {
+    let folder = folder();
+    let reply =
+        b"{\"parameters\":{\"disks\":[{\"name\":\"data\",\"size\":1572864,\"readOnly\":false}]}}\0";
+    let server = serve_once(folder.path(), reply, "");
+    let output = nixvmm(folder.path(), &["ctl", "control", "disks"]);
+    assert_eq!(text(&output.stdout), "DISK  SIZE     ACCESS\ndata  1.5 MiB  read-write\n");
+    assert!(server.join().unwrap().contains("io.nixvmm.Machine.ListDisks"));
+
+    fs::remove_file(folder.path().join("control")).unwrap();
+    let reply = b"{\"error\":\"io.nixvmm.Machine.NoSuchDisk\",\"parameters\":{\"disk\":\"x\"}}\0";
+    let server = serve_once(folder.path(), reply, "");
+    let output = nixvmm(folder.path(), &["ctl", "control", "resize", "x", "1G"]);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "nixvmm: error: there is no disk x: `disks` lists them\n";
+    assert_eq!(text(&output.stderr), expected);
+    assert!(server.join().unwrap().contains("\"size\":1073741824"));
+}
+
+#[test]
+fn ctl_console_carries_bytes_both_ways_until_the_machine_ends() {
+    let folder = folder();
+    let server = serve_once(folder.path(), b"{\"parameters\":{}}\0early", "typed");
+    let mut process = Command::new(env!("CARGO_BIN_EXE_nixvmm"))
+        .current_dir(folder.path())
+        .args(["ctl", "control", "console"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its end ends nothing else.
+    process.stdin.take().unwrap().write_all(b"typed").unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(text(&output.stdout), "early and the rest");
+    assert!(output.status.success());
+    let call = server.join().unwrap();
+    assert!(call.contains("\"upgrade\":true") && call.contains("AttachConsole"), "{call}");
 }

@@ -32,7 +32,7 @@ use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings, Phase, RunState};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::timing::Timing;
-use crate::vcpu::{ExitCounts, Shared, VcpuThreads};
+use crate::vcpu::{Buses, ExitCounts, Shared, VcpuThreads};
 
 /// A guest's machine, ready to run.
 pub(crate) struct Machine {
@@ -64,8 +64,7 @@ impl Machine {
     pub(crate) fn build(config: Config) -> Result<Self> {
         let mut timing = Timing::start();
         // 1. Signals are blocked before there is a second thread, so that no thread takes them.
-        let signals = [&END_REQUESTS[..], &[IMAGES_CHANGED]].concat();
-        let signals = Signals::block(&signals).context("cannot block signals")?;
+        let signals = block_signals()?;
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
         let endings = Endings::new()?;
         let passts = Passt::start_all(&config)?;
@@ -106,30 +105,23 @@ impl Machine {
         timing.end_step("devices");
 
         // 6. Processor threads: nothing that the guest does makes another one.
-        let run_state = RunState::new(Phase::Stopping)?;
-        let (endings, exits) = (endings.clone(), ExitCounts::of(config.cpus));
-        let shared = Arc::new(Shared { run_state, endings, buses, exits });
-        let rules = sandbox.clone();
-        let threads =
-            VcpuThreads::spawn(config.cpus, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
+        let (shared, threads) = spawn_processors(config.cpus, endings, buses, &sandbox)?;
         let happenings = Happenings::new()?;
         let steering = steering(&config, &shared, &happenings, &notifier, &threads, &mut devices)?;
         let control = Control::new(signals, listener, steering, event_loop.handle());
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
-        let heartbeat = notifier.heartbeat()?.map(|heartbeat| event_loop.add(Box::new(heartbeat)));
-        let heartbeat = heartbeat.transpose()?;
+        let heartbeat = notifier.heartbeat()?.map(|beat| event_loop.add(Box::new(beat)));
         timing.end_step("processor threads");
 
         // 7. Everything is open: the last door closes.
         sandbox.enter_process()?;
         timing.end_step("close the sandbox");
 
-        let platform = plan.platform().clone();
         Ok(Self {
             config,
             event_loop,
-            platform,
+            platform: plan.platform().clone(),
             memory,
             vm,
             devices,
@@ -141,7 +133,7 @@ impl Machine {
             happenings,
             notifier,
             _control: control,
-            _heartbeat: heartbeat,
+            _heartbeat: heartbeat.transpose()?,
         })
     }
 
@@ -214,6 +206,25 @@ impl Machine {
             Ending::Failed(error) => Some(Err(error)),
         }
     }
+}
+
+fn block_signals() -> Result<Signals> {
+    let signals = [&END_REQUESTS[..], &[IMAGES_CHANGED]].concat();
+    Signals::block(&signals).context("cannot block signals")
+}
+
+/// Threads for the processors, with what they share.
+fn spawn_processors(
+    count: u32,
+    endings: Endings,
+    buses: Buses,
+    sandbox: &Sandbox,
+) -> Result<(Arc<Shared>, VcpuThreads)> {
+    let (run_state, exits) = (RunState::new(Phase::Stopping)?, ExitCounts::of(count));
+    let shared = Arc::new(Shared { run_state, endings, buses, exits });
+    let rules = sandbox.clone();
+    let threads = VcpuThreads::spawn(count, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
+    Ok((shared, threads))
 }
 
 /// The hands on the machine, with all that they hold.

@@ -64,7 +64,7 @@ pub(super) fn balloon(reply: &Value) -> Result<()> {
     ];
     match reply["ageUSec"].as_u64() {
         Some(age) => {
-            rows.push(["the guest's report is from".to_owned(), format!("{} ago", duration(age))])
+            rows.push(["the guest's report is from".to_owned(), format!("{} ago", duration(age))]);
         }
         None => rows.push(["the guest's report".to_owned(), "has not come".to_owned()]),
     }

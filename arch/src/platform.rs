@@ -19,6 +19,8 @@ pub struct Platform {
     pub power: Power,
     /// The I/O port of a pvpanic device (QEMU0001), where there is one.
     pub panic_port: Option<u16>,
+    /// The watchdog timer, where there is one.
+    pub watchdog: Option<Watchdog>,
     /// Identity shown by SMBIOS.
     pub identity: Identity,
 }
@@ -72,6 +74,23 @@ pub struct Power {
     pub reset_value: u8,
     /// Global system interrupt of the generic event device: the power button, edge triggered.
     pub button_interrupt: u32,
+}
+
+/// A watchdog timer: four I/O ports of 32 bits, as ACPI's watchdog action table describes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watchdog {
+    /// I/O port of the control register: 1 is running, 0 is stopped.
+    pub control_port: u16,
+    /// I/O port of the countdown that starts with each sign of life, in counts.
+    pub countdown_port: u16,
+    /// I/O port of the counts that are left; a write is a sign of life.
+    pub count_port: u16,
+    /// I/O port of the status register: 1 when the watchdog ended the last run; 0 is written.
+    pub status_port: u16,
+    /// Length of a count in milliseconds.
+    pub count_milliseconds: u32,
+    /// The longest countdown, in counts.
+    pub countdown_max: u32,
 }
 
 /// Who the guest is, as SMBIOS says it.

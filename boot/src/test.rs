@@ -39,6 +39,7 @@ pub(crate) fn platform() -> Platform {
             button_interrupt: layout::POWER_INTERRUPT,
         },
         panic_port: None,
+        watchdog: None,
         identity: Identity::default(),
     }
 }

@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{
     BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready,
-    Transport, Vsock,
+    Transport, Vsock, Watchdog,
 };
 
 use crate::ctl::Control;
@@ -156,6 +156,13 @@ pub(crate) struct Machine {
     /// What a reboot by the guest does [default: restart].
     #[arg(long, value_name = "ACTION", value_parser = named::<OnReboot>(&["restart", "exit"]))]
     on_reboot: Option<OnReboot>,
+    /// Watchdog timer, and what its expiry does to the guest [default: off].
+    #[arg(
+        long,
+        value_name = "off|reset|exit",
+        value_parser = named::<Watchdog>(&["off", "reset", "exit"])
+    )]
+    watchdog: Option<Watchdog>,
     /// Seconds from the power button to the hard end [default: 80].
     #[arg(long, value_name = "SECONDS")]
     shutdown_timeout: Option<u32>,
@@ -228,6 +235,7 @@ impl Machine {
         config.credentials.extend(self.credentials);
         replace(&mut config.ready, self.ready);
         replace(&mut config.on_reboot, self.on_reboot);
+        replace(&mut config.watchdog, self.watchdog);
         replace(&mut config.shutdown_timeout, self.shutdown_timeout);
         replace(&mut config.sandbox, self.sandbox);
         config.timing |= self.timing;

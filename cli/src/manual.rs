@@ -112,6 +112,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
                 "The guest did not power off in time after it was asked to, or the machine was \
                  ended at once by Ctrl-A x, a second signal or `nixvmm ctl SOCKET stop`.",
             ),
+            ("7", "The guest's watchdog expired, with --watchdog exit."),
             (
                 "159 (SIGSYS)",
                 "The sandbox ended the process, and its last line on standard error names the \

@@ -16,3 +16,4 @@ pub mod serial;
 #[cfg(test)]
 mod test;
 pub mod virtio;
+pub mod watchdog;

@@ -37,7 +37,7 @@ pub const MODULES: [&str; 15] = [
 ];
 
 /// Modules that the tiny guest loads where a test asks for them: `sh /modules/more`.
-const MORE_MODULES: [&str; 4] = ["virtio_mem", "virtio_pmem", "nd_pmem", "dax_pmem"];
+const MORE_MODULES: [&str; 5] = ["virtio_mem", "virtio_pmem", "nd_pmem", "dax_pmem", "wdat_wdt"];
 
 /// The initramfs of the tiny guest for `kernel`.
 ///

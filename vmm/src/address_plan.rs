@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use anyhow::{Context as _, Result, ensure};
-use arch::platform::{Identity, MmioDevice, PciHost, Platform, Power, Processors, SerialPort};
+use arch::platform::{
+    Identity, MmioDevice, PciHost, Platform, Power, Processors, SerialPort, Watchdog,
+};
 use arch::target::layout;
 use devices::power::RESET_VALUE;
 use devices::virtio::mmio;
+use devices::watchdog;
 
 use crate::config::{self, ByteSize, Config};
 
@@ -47,6 +50,7 @@ impl AddressPlan {
                 serial: Vec::new(),
                 power,
                 panic_port: Some(layout::PANIC_PORT),
+                watchdog: None,
                 identity,
             },
             elastic: None,
@@ -95,6 +99,20 @@ impl AddressPlan {
         let port = SerialPort { port: layout::SERIAL_PORT, interrupt: layout::SERIAL_INTERRUPT };
         self.platform.serial.push(port);
         port
+    }
+
+    /// Takes the ports of the watchdog timer.
+    pub(crate) fn take_watchdog(&mut self) -> Range<u16> {
+        let ports = layout::WATCHDOG_PORTS;
+        self.platform.watchdog = Some(Watchdog {
+            control_port: ports.start + watchdog::CONTROL,
+            countdown_port: ports.start + watchdog::COUNTDOWN,
+            count_port: ports.start + watchdog::COUNT,
+            status_port: ports.start + watchdog::STATUS,
+            count_milliseconds: watchdog::COUNT_MILLISECONDS,
+            countdown_max: watchdog::COUNTDOWN_MAX,
+        });
+        ports
     }
 
     /// Takes the registers and the line of a virtio-mmio device.

@@ -13,6 +13,8 @@ pub enum Exit {
     TripleFault,
     /// The guest did not power off in time after it was asked to.
     Killed,
+    /// The guest's watchdog expired, and `watchdog` is `exit`.
+    Watchdog,
 }
 
 impl Exit {
@@ -25,6 +27,7 @@ impl Exit {
             Self::Panic => 4,
             Self::TripleFault => 5,
             Self::Killed => 6,
+            Self::Watchdog => 7,
         }
     }
 }

@@ -95,6 +95,8 @@ pub(crate) enum Ending {
     TripleFault,
     /// The guest did not power off in time, or was told twice to end.
     Killed,
+    /// The guest's watchdog expired.
+    Watchdog,
     /// The machine could not go on.
     Failed(Error),
 }
@@ -108,6 +110,7 @@ impl Ending {
             Self::Panic => "panic",
             Self::TripleFault => "triple-fault",
             Self::Killed => "killed",
+            Self::Watchdog => "watchdog",
             Self::Failed(_) => "failed",
         }
     }

@@ -81,6 +81,8 @@ pub const POWER_INTERRUPT: u32 = 9;
 pub const MMIO_INTERRUPTS: Range<u32> = 5..IOAPIC_PINS;
 /// I/O ports of sleep control, sleep status and reset.
 pub const POWER_PORTS: Range<u16> = 0x600..0x603;
+/// I/O ports of the watchdog timer.
+pub const WATCHDOG_PORTS: Range<u16> = 0x610..0x620;
 /// I/O port of the pvpanic device.
 pub const PANIC_PORT: u16 = 0x505;
 

@@ -77,7 +77,8 @@ pub(crate) fn write(memory: GuestMemory, platform: &Platform) -> Result<Range<u6
     Ok(FIRMWARE_TABLES.start..FIRMWARE_TABLES.start + bytes.len() as u64)
 }
 
-/// RSDP, DSDT, FADT, MADT, MCFG where there is PCI, and the XSDT that lists them.
+/// RSDP, DSDT, FADT, MADT, MCFG where there is PCI, WDAT where there is a watchdog, and the XSDT
+/// that lists them.
 fn build(platform: &Platform, start: u64) -> Result<Vec<u8>, Error> {
     check_counts(platform)?;
     let mut area = Area { start, bytes: vec![0; RSDP_LEN] };
@@ -88,6 +89,9 @@ fn build(platform: &Platform, start: u64) -> Result<Vec<u8>, Error> {
     ];
     if let Some(pci) = &platform.pci {
         listed.push(area.place(&bytes_of(&tables::mcfg(pci)?)));
+    }
+    if let Some(watchdog) = &platform.watchdog {
+        listed.push(area.place(tables::wdat(watchdog).as_slice()));
     }
     let xsdt = area.place(&bytes_of(&tables::xsdt(&listed)));
     let rsdp = bytes_of(&Rsdp::new(OEM_ID, xsdt));

@@ -1,4 +1,4 @@
-//! The fixed tables: FADT, MADT, MCFG and XSDT (ACPI 6.5, chapter 5).
+//! The fixed tables: FADT, MADT, MCFG, WDAT and XSDT (ACPI 6.5, chapter 5).
 
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -6,7 +6,7 @@ use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use arch::platform::{PciHost, Power};
+use arch::platform::{PciHost, Power, Watchdog};
 use arch::target::layout::{IOAPIC, LOCAL_APIC};
 use zerocopy::IntoBytes;
 
@@ -16,6 +16,9 @@ use super::{Error, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 /// i8042 or any ISA device (ACPI 6.5, table 5.11).
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 const CMOS_CLOCK_NOT_PRESENT: u16 = 1 << 5;
+
+/// What every table starts with.
+const SDT_HEADER_LEN: u32 = 36;
 
 /// MADT of ACPI 6.5: its header, and the x2APIC structure that acpi_tables lacks.
 const MADT_REVISION: u8 = 6;
@@ -28,6 +31,13 @@ const X2APIC_ENABLED: u32 = 1;
 const X2APIC_ID_MIN: u32 = 255;
 /// The only I/O APIC; its global system interrupts start at 0.
 const IOAPIC_ID: u8 = 0;
+
+/// WDAT (Microsoft, Hardware Watchdog Timers Design Specification, 4.1): its header, a watchdog
+/// that is no PCI function, and the one flag that it has at the start.
+const WDAT_HEADER_LEN: u32 = 68;
+const WDAT_REVISION: u8 = 1;
+const WDAT_NO_PCI: [u8; 8] = [0xFF, 0, 0xFF, 0xFF, 0xFF, 0, 0, 0];
+const WDAT_ENABLED: u32 = 1;
 
 const BUS_LEN: u64 = 1 << 20;
 
@@ -103,6 +113,47 @@ pub(super) fn last_bus(pci: &PciHost) -> Result<u8, Error> {
         start: range.start,
         end: range.end,
     })
+}
+
+/// The watchdog's registers, and what a driver does with each.
+pub(super) fn wdat(watchdog: &Watchdog) -> Sdt {
+    const READ_VALUE: u8 = 0;
+    const READ_COUNTDOWN: u8 = 1;
+    const WRITE_VALUE: u8 = 2;
+    const WRITE_COUNTDOWN: u8 = 3;
+    let Watchdog { control_port, countdown_port, count_port, status_port, .. } = *watchdog;
+    let all = u32::MAX;
+    // Action, instruction, port, value, mask.
+    let entries = [
+        (0x01, WRITE_VALUE, count_port, 1, all),
+        (0x04, READ_COUNTDOWN, count_port, 0, all),
+        (0x05, READ_COUNTDOWN, countdown_port, 0, all),
+        (0x06, WRITE_COUNTDOWN, countdown_port, 0, all),
+        (0x08, READ_VALUE, control_port, 1, 1),
+        (0x09, WRITE_VALUE, control_port, 1, 1),
+        (0x0A, READ_VALUE, control_port, 0, 1),
+        (0x0B, WRITE_VALUE, control_port, 0, 1),
+        (0x20, READ_VALUE, status_port, 1, 1),
+        (0x21, WRITE_VALUE, status_port, 0, 1),
+    ];
+
+    let mut body = (WDAT_HEADER_LEN - SDT_HEADER_LEN).to_le_bytes().to_vec();
+    body.extend(WDAT_NO_PCI);
+    let count = u32::try_from(entries.len()).unwrap_or(0);
+    for field in [watchdog.count_milliseconds, watchdog.countdown_max, 1, WDAT_ENABLED, count] {
+        body.extend(field.to_le_bytes());
+    }
+    for (action, instruction, port, value, mask) in entries {
+        let register =
+            GAS::new(AddressSpace::SystemIo, 32, 0, AccessSize::DwordAccess, port.into());
+        body.extend([action, instruction, 0, 0]);
+        body.extend_from_slice(register.as_bytes());
+        body.extend([value, mask].map(u32::to_le_bytes).concat());
+    }
+    let mut wdat =
+        Sdt::new(*b"WDAT", SDT_HEADER_LEN, WDAT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    wdat.append_slice(&body);
+    wdat
 }
 
 pub(super) fn xsdt(tables: &[u64]) -> XSDT {

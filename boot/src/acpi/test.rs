@@ -1,4 +1,4 @@
-use arch::platform::{MmioDevice, SerialPort};
+use arch::platform::{MmioDevice, SerialPort, Watchdog};
 use arch::target::layout;
 
 use super::*;
@@ -121,6 +121,33 @@ fn the_mcfg_covers_the_buses_that_have_configuration_space() {
     let mcfg = Found(&bytes).named(b"MCFG");
     assert_eq!(u64_at(mcfg, 44), layout::PCI_ECAM_START);
     assert_eq!(mcfg[52..56], [0, 0, 0, 3], "segment, first bus, last bus");
+}
+
+#[test]
+fn the_wdat_says_what_a_driver_writes_where() {
+    let mut platform = platform();
+    platform.watchdog = Some(Watchdog {
+        control_port: 0x610,
+        countdown_port: 0x614,
+        count_port: 0x618,
+        status_port: 0x61C,
+        count_milliseconds: 100,
+        countdown_max: 0xFFFF,
+    });
+    let bytes = build(&platform, START).unwrap();
+    let wdat = Found(&bytes).named(b"WDAT");
+    assert_eq!([36, 48, 52, 56, 60, 64].map(|at| u32_at(wdat, at)), [32, 100, 0xFFFF, 1, 1, 10]);
+    assert_eq!(wdat[40..48], [0xFF, 0, 0xFF, 0xFF, 0xFF, 0, 0, 0], "no PCI function");
+    let entries: Vec<_> = wdat[68..].chunks_exact(24).collect();
+    assert!(entries.iter().all(|entry| entry[4..8] == [1, 32, 0, 3]), "ports of 32 bits");
+    let found = |action| {
+        let entry = entries.iter().find(|entry| entry[0] == action).unwrap();
+        (entry[1], u64_at(entry, 8), u32_at(entry, 16), u32_at(entry, 20))
+    };
+    assert_eq!(found(9), (2, 0x610, 1, 1), "start");
+    assert_eq!(found(11), (2, 0x610, 0, 1), "stop");
+    assert_eq!(found(6), (3, 0x614, 0, u32::MAX), "set the countdown");
+    assert_eq!(found(1), (2, 0x618, 1, u32::MAX), "a sign of life");
 }
 
 #[test]

@@ -52,6 +52,7 @@ pub fn platform() -> Platform {
         serial: Vec::new(),
         power,
         panic_port: None,
+        watchdog: None,
         identity: Identity::default(),
     }
 }

@@ -82,6 +82,8 @@ pub struct Config {
     pub ready: Ready,
     /// What a reboot by the guest does. Default: `restart`.
     pub on_reboot: OnReboot,
+    /// Whether there is a watchdog timer, and what its expiry does. Default: `off`.
+    pub watchdog: Watchdog,
     /// Seconds from the power button to the hard end. Default: 80, so that a unit whose
     /// TimeoutStopSec is systemd's 90 seconds ends with our status and not by SIGKILL.
     pub shutdown_timeout: u32,
@@ -115,6 +117,7 @@ impl Default for Config {
             credentials: Vec::new(),
             ready: Ready::Started,
             on_reboot: OnReboot::Restart,
+            watchdog: Watchdog::Off,
             shutdown_timeout: 80,
             sandbox: true,
             timing: false,
@@ -284,6 +287,19 @@ pub enum OnReboot {
     #[default]
     Restart,
     /// The process ends with the status of a reboot.
+    Exit,
+}
+
+/// What the expiry of the guest's watchdog does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Watchdog {
+    /// There is no watchdog.
+    #[default]
+    Off,
+    /// The guest is reset, as if it had rebooted.
+    Reset,
+    /// The process ends with the status of a watchdog.
     Exit,
 }
 

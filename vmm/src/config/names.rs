@@ -6,7 +6,9 @@ use serde::Deserialize as _;
 use serde::de::IntoDeserializer as _;
 use serde::de::value::Error;
 
-use super::{BootProtocol, Engine, HugePages, LinkKind, OnReboot, Ready, Transport, VhostNet};
+use super::{
+    BootProtocol, Engine, HugePages, LinkKind, OnReboot, Ready, Transport, VhostNet, Watchdog,
+};
 
 /// Reads the names that JSON has, so that flags have the same.
 macro_rules! parse_by_name {
@@ -21,7 +23,17 @@ macro_rules! parse_by_name {
     )*};
 }
 
-parse_by_name!(Ready, BootProtocol, Engine, HugePages, LinkKind, OnReboot, Transport, VhostNet);
+parse_by_name!(
+    Ready,
+    BootProtocol,
+    Engine,
+    HugePages,
+    LinkKind,
+    OnReboot,
+    Transport,
+    VhostNet,
+    Watchdog
+);
 
 /// Furthest that a misspelt name may be from what was meant, in letters changed, added or left out.
 const MAX_DISTANCE: usize = 2;

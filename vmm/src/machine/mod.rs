@@ -24,7 +24,7 @@ use self::control::{Control, Parts, Steering};
 use self::devices::{Devices, Site};
 use self::passt::Passt;
 use crate::address_plan::AddressPlan;
-use crate::config::{self, BootProtocol, Config, OnReboot};
+use crate::config::{self, BootProtocol, Config, OnReboot, Watchdog};
 use crate::exit::Exit;
 use crate::happenings::Happenings;
 use crate::kvm::{Hypervisor, Vm};
@@ -194,6 +194,10 @@ impl Machine {
 
     /// What an ending means for the process; `None` restarts the guest.
     fn outcome(&self, ending: Ending) -> Option<Result<Exit>> {
+        let ending = match ending {
+            Ending::Watchdog if self.config.watchdog != Watchdog::Exit => Ending::Reset,
+            ending => ending,
+        };
         match ending {
             Ending::PowerOff => Some(Ok(Exit::PowerOff)),
             // Who was asked to power off and resets itself has ended, too.
@@ -203,6 +207,7 @@ impl Machine {
             Ending::Panic => Some(Ok(Exit::Panic)),
             Ending::TripleFault => Some(Ok(Exit::TripleFault)),
             Ending::Killed => Some(Ok(Exit::Killed)),
+            Ending::Watchdog => Some(Ok(Exit::Watchdog)),
             Ending::Failed(error) => Some(Err(error)),
         }
     }
@@ -242,6 +247,7 @@ fn steering(
         happenings: happenings.clone(),
         pause: threads.pause(),
         button: devices.power_button(),
+        watchdog: devices.watchdog(),
         disks: devices.take_disks(),
         counted: devices.take_counted(),
         notifier: notifier.clone(),

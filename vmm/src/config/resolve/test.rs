@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::{
     Balloon, BootProtocol, Credential, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot,
-    Pmem, Ready, Smbios, Transport, VhostNet, Vsock,
+    Pmem, Ready, Smbios, Transport, VhostNet, Vsock, Watchdog,
 };
 use super::*;
 
@@ -515,6 +515,7 @@ proptest! {
             ],
             ready: if shared { Ready::Booted } else { Ready::Started },
             on_reboot: if direct { OnReboot::Exit } else { OnReboot::Restart },
+            watchdog: if direct { Watchdog::Exit } else { Watchdog::Reset },
             shutdown_timeout: cpus,
             sandbox: readonly,
             timing,

@@ -1,8 +1,8 @@
 //! What can be done to a running machine, whoever asks for it.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -11,10 +11,11 @@ use devices::host::stream::Outlet;
 use devices::power::PowerButton;
 use devices::virtio::balloon::Inflator;
 use devices::virtio::mem::Sizer;
+use devices::watchdog::Watchdog;
 use serde_json::{Value, json};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::super::devices::{Counted, Disk};
+use super::super::devices::{Counted, Disk, SharedWatchdog};
 use crate::config::Config;
 use crate::happenings::Happenings;
 use crate::notify::Notifier;
@@ -37,6 +38,8 @@ pub(crate) struct Parts {
     pub(crate) pause: Pause,
     /// The guest's power button.
     pub(crate) button: PowerButton,
+    /// The guest's watchdog, whose time stops with the processors.
+    pub(crate) watchdog: Option<SharedWatchdog>,
     /// The disks.
     pub(crate) disks: Vec<Disk>,
     /// The places where clients can look on at a console, by name.
@@ -176,14 +179,22 @@ impl Steering {
         self.pause_awaited = true;
         self.pause_unreported |= !self.parts.pause.is_begun();
         self.parts.pause.begin();
+        self.with_watchdog(Watchdog::hold);
         true
     }
 
     /// Lets the processors run again.
     pub(super) fn resume(&mut self) {
         if self.parts.pause.is_begun() {
+            self.with_watchdog(Watchdog::release);
             self.parts.pause.end();
             self.parts.happenings.report("resumed", Value::Null);
+        }
+    }
+
+    fn with_watchdog(&self, act: impl FnOnce(&mut Watchdog)) {
+        if let Some(watchdog) = &self.parts.watchdog {
+            act(&mut watchdog.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 

@@ -8,6 +8,7 @@ mod pmem;
 mod stream;
 mod vhost_user;
 mod vsock;
+mod watchdog;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +34,7 @@ use devices::virtio::rng::Entropy;
 use devices::virtio::{self};
 
 pub(super) use self::disk::Handle as Disk;
+pub(super) use self::watchdog::SharedWatchdog;
 use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
 use crate::kvm::Vm;
@@ -47,6 +49,7 @@ use crate::vcpu::Buses;
 pub(crate) struct Devices {
     power_button: PowerButton,
     serial: Option<(Arc<Mutex<SerialPort>>, Registration)>,
+    watchdog: Option<(SharedWatchdog, Registration)>,
     mmio_transports: Vec<Arc<Mutex<MmioTransport>>>,
     pci_transports: Vec<Arc<Mutex<PciTransport>>>,
     pci_host: Option<Arc<Mutex<PciHost>>>,
@@ -103,6 +106,7 @@ impl Devices {
         let mut devices = Self {
             power_button: PowerButton::new()?,
             serial: None,
+            watchdog: None,
             mmio_transports: Vec::new(),
             pci_transports: Vec::new(),
             pci_host: None,
@@ -118,6 +122,7 @@ impl Devices {
         devices.add_power(&mut buses, &site)?;
         add_panic_port(&mut buses, site.endings)?;
         devices.add_serial(&mut buses, &mut site)?;
+        devices.watchdog = watchdog::add(&mut buses, &mut site)?;
         let virtio_devices = devices.make_virtio_devices(&mut site)?;
         devices.counted = counted(&virtio_devices, &devices.disks);
         match site.config.transport {
@@ -130,6 +135,11 @@ impl Devices {
     /// The guest's power button.
     pub(crate) fn power_button(&self) -> PowerButton {
         self.power_button.clone()
+    }
+
+    /// The guest's watchdog.
+    pub(crate) fn watchdog(&self) -> Option<SharedWatchdog> {
+        self.watchdog.as_ref().map(|(watchdog, _)| Arc::clone(watchdog))
     }
 
     /// The disks as control clients know them; there once.
@@ -167,6 +177,9 @@ impl Devices {
         }
         if let Some((serial, _)) = &self.serial {
             lock(serial).reset();
+        }
+        if let Some((watchdog, _)) = &self.watchdog {
+            lock(watchdog).reset();
         }
     }
 

@@ -23,7 +23,7 @@ use crate::event::Event;
 /// Vectors of one call: a packet has one or two, whatever it is split into the rest follows.
 const VECTORS_MAX: usize = 64;
 
-/// The token under which [`Gate::wait`] reports that a program wants to be let in.
+/// The token under which `Gate::wait` reports that a program wants to be let in.
 pub const ARRIVAL: u64 = u64::MAX;
 
 /// The way between programs of the host and the guest.

@@ -88,6 +88,12 @@ impl Launch {
         self
     }
 
+    /// Sets a variable of the environment of `nixvmm`.
+    pub fn environment(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// The command as it is, for who wants to start it differently.
     pub fn into_command(mut self) -> Command {
         if !self.command_line.is_empty() {

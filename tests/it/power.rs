@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[GuestTest] = &[
     ("power::a_panic_has_its_status", panic),
     ("power::a_triple_fault_has_its_status", triple_fault),
     ("power::a_signal_presses_the_power_button_and_a_second_one_kills", signals),
+    ("power::a_watchdog_that_is_not_fed_resets_the_guest_or_leaves_with_its_status", watchdog),
     ("power::a_guest_that_ignores_the_button_is_killed_in_time", timeout),
 ];
 
@@ -22,6 +23,7 @@ const REBOOTED: i32 = 3;
 const PANICKED: i32 = 4;
 const TRIPLE_FAULTED: i32 = 5;
 const KILLED: i32 = 6;
+const WATCHDOG_EXPIRED: i32 = 7;
 
 fn reboot(testbed: &Testbed) -> Result<()> {
     let mut guest = tiny(testbed).boot()?;
@@ -60,6 +62,27 @@ fn signals(testbed: &Testbed) -> Result<()> {
     press_seen(&mut guest)?;
     guest.signal(Signal::TERM)?;
     guest.expect_status(KILLED)
+}
+
+/// The watchdog feeds itself from a process every second, until that is stopped.
+fn watchdog(testbed: &Testbed) -> Result<()> {
+    const DRIVER: &str = "sh /modules/more";
+    const STATUS: &str = "cat /sys/class/watchdog/watchdog0/bootstatus";
+    const FEED: &str = "watchdog -T 3 -t 1 /dev/watchdog0";
+    let mut guest = tiny(testbed).arguments(["--watchdog", "reset"]).boot()?;
+    guest.run(DRIVER)?;
+    ensure!(guest.run(STATUS)?.trim() == "0", "the watchdog ended a run before the first");
+    guest.run(&format!("{FEED} && sleep 5"))?;
+    guest.run("killall -STOP watchdog")?;
+    guest.wait_for_agent()?;
+    guest.run(DRIVER)?;
+    ensure!(guest.run(STATUS)?.trim() != "0", "the new run does not know why it began");
+    guest.power_off()?;
+
+    let mut guest = tiny(testbed).arguments(["--watchdog", "exit"]).boot()?;
+    guest.run(DRIVER)?;
+    guest.tell(&format!("{FEED} && sleep 1 && killall -STOP watchdog"))?;
+    guest.expect_status(WATCHDOG_EXPIRED)
 }
 
 fn timeout(testbed: &Testbed) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Do programs of host and guest reach each other? Through unix sockets of the host, and through the
-//! host's kernel, with every byte compared.
+//! Do programs of host and guest reach each other? Through unix sockets of the host, and through
+//! the host's kernel, with every byte compared.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

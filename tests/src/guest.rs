@@ -267,8 +267,8 @@ impl Guest {
         let (console, errors) = (self.console.tail(), self.errors.tail());
         let doing = diagnosis::of(self.process.id());
         error.context(format!(
-            "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n---\n\
-             {doing}---"
+            "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n\
+             ---\n{doing}---"
         ))
     }
 

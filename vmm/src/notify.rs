@@ -47,8 +47,8 @@ impl Notifier {
         self.socket.is_some()
     }
 
-    /// Tells the service manager, in one message. It never waits: a service manager that is that far
-    /// behind misses a message.
+    /// Tells the service manager, in one message. It never waits: a service manager that is that
+    /// far behind misses a message.
     pub(crate) fn send(&self, message: &str) {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(message.as_bytes())

@@ -209,8 +209,8 @@ impl Config {
         let bytes: usize = strings.iter().map(String::len).sum();
         ensure!(
             bytes <= MAX_OEM_BYTES,
-            "--oem-string and --credential: {bytes} bytes together, and SMBIOS has room for {MAX_OEM_BYTES}: \
-             give large data by a disk",
+            "--oem-string and --credential: {bytes} bytes together, and SMBIOS has room for \
+             {MAX_OEM_BYTES}: give large data by a disk",
         );
         Ok(())
     }

@@ -87,8 +87,8 @@ fn choose(firsts: &[u32], starts: &[usize], behind: usize) -> Vec<sock_filter> {
     [vec![instruction(JUMP_IF_NOT_BELOW, skipped, 0, first)], lower, upper].concat()
 }
 
-/// Classic BPF (linux/bpf_common.h): loads of words and jumps, and where seccomp_data has the number
-/// of the call and the architecture.
+/// Classic BPF (linux/bpf_common.h): loads of words and jumps, and where seccomp_data has the
+/// number of the call and the architecture.
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
 const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;

@@ -1,4 +1,5 @@
-//! The last words of a process that made a forbidden system call or touched memory that is not there.
+//! The last words of a process that made a forbidden system call or touched memory that is not
+//! there.
 
 use std::cell::Cell;
 use std::io;

@@ -619,7 +619,8 @@ fn cards_that_cannot_be_are_refused() {
         ),
         (
             vec![Net { vhost: VhostNet::On, ..net(NetLink::User) }],
-            "--net type=user: vhost=on: the host's kernel moves the frames of a tap or macvtap only",
+            "--net type=user: vhost=on: the host's kernel moves the frames of a tap or macvtap \
+             only",
         ),
     ] {
         fixture.refused(|config| config.nets = nets, expected);

@@ -164,7 +164,7 @@ impl Receive {
         }
     }
 
-    /// Gives the first chain back unused: were it kept, one that is too small would stop all frames.
+    /// Gives the first chain back unused: one that is too small, kept, would stop all frames.
     fn give_back(&mut self, queue: &mut Queue) {
         let Some(chain) = self.in_hand.pop_front() else { return };
         queue.complete(chain.head, 0);

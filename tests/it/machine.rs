@@ -1,5 +1,7 @@
 //! How large may a machine be? Processors and memory of every size that behaves differently.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use tests::guest::{Guest, Launch};
 use tests::testbed::Testbed;
@@ -11,7 +13,11 @@ pub(crate) const TESTS: &[GuestTest] = &[
     ("machine::two_processors_and_exactly_2_gib", |testbed| has(testbed, 2, "2G", 2048)),
     ("machine::four_processors_and_3_gib_and_1_mib", |testbed| has(testbed, 4, "3073M", 3073)),
     ("machine::one_processor_and_5_gib", |testbed| has(testbed, 1, "5G", 5120)),
+    ("machine::eight_processors_on_huge_pages_that_are_shared_and_taken_first", huge_pages),
 ];
+
+/// How many huge pages of 2 MiB the host sets aside.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 /// What a kernel keeps for itself before it counts, in MiB: its image, page structures, initramfs.
 const RESERVED_MAX: u64 = 190;
@@ -24,6 +30,44 @@ fn has(testbed: &Testbed, processors: u32, memory: &str, mebibytes: u64) -> Resu
     check_processors(&mut guest, processors)?;
     check_memory(&mut guest, mebibytes)?;
     guest.power_off()
+}
+
+/// The host sets huge pages aside, and the guest has them all before it starts.
+fn huge_pages(testbed: &Testbed) -> Result<()> {
+    let before = fs::read_to_string(HUGE_PAGES)?;
+    let set = |count: &str| {
+        fs::write(HUGE_PAGES, count).with_context(|| format!("{HUGE_PAGES}: only root sets it"))
+    };
+    set("160")?;
+    let outcome = eight_on_huge_pages(testbed);
+    set(before.trim())?;
+    outcome
+}
+
+fn eight_on_huge_pages(testbed: &Testbed) -> Result<()> {
+    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+        .arguments(["--cpus", "8", "--memory", "256M,hugepages=2M,shared,prealloc"])
+        .boot()?;
+    let free = meminfo("HugePages_Free:")?;
+    ensure!(free <= 160 - 128, "the guest's 128 huge pages are not taken: {free} are free");
+    check_processors(&mut guest, 8)?;
+    guest.tell("reboot -f")?;
+    guest.wait_for_agent().context("after a reboot in place")?;
+    guest.power_off()?;
+
+    let mut refused = Launch::tiny(testbed, &testbed.bzimage)
+        .arguments(["--memory", "1G,hugepages=2M,prealloc"])
+        .start()?;
+    refused.expect_status(1)?;
+    let said = refused.errors().text();
+    ensure!(said.contains("--memory 1G") && said.contains("nr_hugepages"), "it says: {said}");
+    Ok(())
+}
+
+fn meminfo(name: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
+    Ok(line.trim().parse()?)
 }
 
 /// All processors are online, and Linux thinks that they are cores of one socket.

@@ -73,6 +73,7 @@ fn every_flag_reaches_the_machine() {
         "--credential=name=value",
         "--ready=booted",
         "--on-reboot=exit",
+        "--watchdog=reset",
         "--shutdown-timeout=7",
         "--sandbox=off",
         "--timing",

@@ -15,6 +15,7 @@ mod power;
 mod sandbox;
 mod terminal;
 mod tidy;
+mod vhost;
 mod vsock;
 
 use std::env;
@@ -51,6 +52,7 @@ fn guest_tests() -> Vec<GuestTest> {
         terminal::TESTS,
         power::TESTS,
         sandbox::TESTS,
+        vhost::TESTS,
         vsock::TESTS,
         nixos::TESTS,
     ]

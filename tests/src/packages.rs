@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -125,6 +126,38 @@ pub fn busybox(cache: &Cache) -> Result<PathBuf> {
     places.into_iter().find(|path| path.is_file()).context("busybox-static has no busybox")
 }
 
+/// A folder with a `passt` that speaks vhost-user. Bookworm's does not: there it is the one of the
+/// next release, with the C library that it was built for, and nothing of it is installed.
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn passt(cache: &Cache) -> Result<PathBuf> {
+    if codename() != "bookworm" {
+        return Ok(unpacked(cache, "passt")?.join("usr/bin"));
+    }
+    cache.entry("passt", &[PASST_RELEASE.as_bytes(), PASST.as_bytes()], |folder| {
+        progress(&format!("fetching passt from Debian {PASST_RELEASE}"));
+        fetch_from(PASST_RELEASE, &["passt", "libc6"], folder)?;
+        let script = folder.join("passt");
+        fs::write(&script, PASST)?;
+        Ok(fs::set_permissions(script, fs::Permissions::from_mode(0o755))?)
+    })
+}
+
+/// Debian's keys, as every Debian has them.
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The release that has a passt with vhost-user.
+const PASST_RELEASE: &str = "trixie";
+
+/// Runs a program with its own loader and libraries.
+const PASST: &str = "\
+#!/bin/sh
+root=${0%/*}
+libraries=$root/usr/lib/x86_64-linux-gnu
+exec \"$libraries/ld-linux-x86-64.so.2\" --library-path \"$libraries\" \"$root/usr/bin/passt\" \"$@\"
+";
+
 /// The name of this machine's Debian release, such as `bookworm`.
 pub fn codename() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -139,6 +172,53 @@ fn fetch(name: &str, folder: &Path) -> Result<()> {
     let archive = fs::read_dir(work.path())?.next().context("apt-get downloaded nothing")??;
     tool::run("dpkg-deb", [Path::new("--extract"), &archive.path(), folder])?;
     Ok(())
+}
+
+/// Unpacks packages of another release into `folder`. This machine's lists stay as they are: apt
+/// works on lists of its own, from the mirror that this machine uses.
+fn fetch_from(release: &str, names: &[&str], folder: &Path) -> Result<()> {
+    let work = tempfile::tempdir_in(folder)?;
+    let place = |name: &str| work.path().join(name);
+    for part in ["lists/partial", "cache/archives/partial", "packages"] {
+        fs::create_dir_all(place(part))?;
+    }
+    fs::write(
+        place("sources.list"),
+        format!("deb [signed-by={KEYS}] {} {release} main\n", mirror()?),
+    )?;
+    let apt_get = || {
+        let mut command = apt_get();
+        for (option, part) in [
+            ("Dir::Etc::SourceList", "sources.list"),
+            ("Dir::Etc::SourceParts", "none"),
+            ("Dir::State::Lists", "lists"),
+            ("Dir::Cache", "cache"),
+        ] {
+            command.arg("-o").arg(format!("{option}={}", place(part).display()));
+        }
+        command.args(["-o", "Acquire::Languages=none"]);
+        command.args(["-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false"]);
+        command
+    };
+    tool::finish(apt_get().args(["update", "--quiet"]))?;
+    let packages = place("packages");
+    // A plain name would be of the release that is installed, where its version is higher.
+    let targets = names.iter().map(|name| format!("{name}/{release}"));
+    tool::finish(apt_get().args(["download", "--quiet"]).args(targets).current_dir(&packages))?;
+    for archive in fs::read_dir(packages)? {
+        tool::run("dpkg-deb", [Path::new("--extract"), &archive?.path(), folder])?;
+    }
+    Ok(())
+}
+
+/// The mirror from which this machine's own release comes.
+fn mirror() -> Result<String> {
+    let codename = format!("Codename: {}", codename());
+    let format = "$(REPO_URI)";
+    let arguments = ["indextargets", "--format", format, "Created-By: Packages", &codename];
+    let listed = String::from_utf8(tool::run("apt-get", arguments)?)?;
+    let first = listed.lines().next().context("apt knows no mirror of this release")?;
+    Ok(first.trim().to_owned())
 }
 
 /// `name`, or the package behind it when it is a mere reference (as linux-image-cloud-amd64 is).

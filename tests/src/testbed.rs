@@ -34,6 +34,8 @@ pub struct Testbed {
     pub tiny: PathBuf,
     /// The NixOS-shaped guest.
     pub nixos: NixosGuest,
+    /// A folder with a `passt` that speaks vhost-user.
+    pub passt: PathBuf,
 }
 
 impl Testbed {
@@ -53,7 +55,8 @@ impl Testbed {
             .context("the kernel's ELF cannot be unpacked")?;
         let tiny = tiny_guest::initramfs(cache, &kernel)?;
         let nixos = NixosGuest::prepare(cache, &kernel)?;
-        Ok(Self { program, vsock_program, bzimage: kernel.image, vmlinux, tiny, nixos })
+        let passt = packages::passt(cache)?;
+        Ok(Self { program, vsock_program, bzimage: kernel.image, vmlinux, tiny, nixos, passt })
     }
 
     /// Runs this program again in the emulated host, with `arguments`, and returns its exit status.

@@ -1,12 +1,15 @@
-//! Does memory come and go? Free pages that go back to the host by themselves, and files that
-//! guests share as memory.
+//! Does memory come and go? Free pages that go back to the host by themselves, a size and a balloon
+//! that change at run time, and files that guests share as memory.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
 use tests::tool;
@@ -16,6 +19,7 @@ use crate::GuestTest;
 pub(crate) const TESTS: &[GuestTest] = &[
     ("memory::page_cache_that_a_guest_drops_goes_back_to_the_host", page_cache_goes_back),
     ("memory::shared_memory_that_a_guest_frees_goes_back_to_the_host", shared_memory_goes_back),
+    ("memory::memory_grows_and_shrinks_and_a_balloon_is_inflated_and_emptied", grows_and_shrinks),
     ("memory::guests_share_the_pages_of_a_persistent_memory_file", guests_share_a_file),
     ("memory::a_persistent_memory_file_that_is_cut_ends_the_guest_with_an_error", cut_file),
 ];
@@ -52,23 +56,143 @@ fn page_cache_goes_back(testbed: &Testbed) -> Result<()> {
     guest.power_off()
 }
 
-/// Memory that other processes map, over virtio-mmio.
+/// Memory that other processes map, over virtio-mmio, of which a part came at run time.
 fn shared_memory_goes_back(testbed: &Testbed) -> Result<()> {
-    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
-        .arguments(["--memory", "384M,shared", "--transport", "mmio"])
+    let control = Control::new(testbed)?;
+    let mut guest = control
+        .launch(testbed, "256M,max=512M,shared")
+        .arguments(["--transport", "mmio"])
         .boot()?;
+    guest.run("sh /modules/more")?;
+    control.ask(&["memory", "512M"])?;
+    control.wait("memory", |memory| memory["size"] == 512 * MEBIBYTE)?;
     let before = settled(&guest)?;
-    guest.run(
-        "mount -t tmpfs -o size=200m memory /mnt && dd if=/dev/zero of=/mnt/file bs=1M count=192",
-    )?;
+    guest.run(&format!("mount -t tmpfs -o size=400m memory /mnt && {}", fill(256)))?;
     let full = resident(&guest)?;
-    ensure!(full - before > 180 * MEBIBYTE, "{} MiB were written", (full - before) / MEBIBYTE);
+    ensure!(full - before > 240 * MEBIBYTE, "{} MiB were written", (full - before) / MEBIBYTE);
     guest.run("rm /mnt/file")?;
     wait_until(&guest, |left| left < full - (full - before) / 100 * 95)?;
-    guest.run(
-        "dd if=/dev/urandom of=/mnt/a bs=1M count=8 && cp /mnt/a /mnt/b && cmp /mnt/a /mnt/b",
-    )?;
+    guest.run("dd if=/dev/urandom of=/mnt/a bs=1M count=8 && cp /mnt/a /mnt/b")?;
+    control.ask(&["memory", "256M"])?;
+    control.wait("memory", |memory| memory["size"] == 256 * MEBIBYTE)?;
+    guest.run("cmp /mnt/a /mnt/b")?;
     guest.power_off()
+}
+
+fn grows_and_shrinks(testbed: &Testbed) -> Result<()> {
+    let control = Control::new(testbed)?;
+    let mut guest = control.launch(testbed, "512M,max=2G").boot()?;
+    guest.run("sh /modules/more")?;
+    control.ask(&["memory", "2G"])?;
+    control.wait("memory", |memory| memory["size"] == 2048 * MEBIBYTE)?;
+    guest.run(HAS_NEARLY_2_GIB)?;
+    let before = resident(&guest)?;
+    guest.run(&format!("mount -t tmpfs -o size=1700m memory /mnt && {}", fill(1024)))?;
+    let full = resident(&guest)?;
+    ensure!(full - before > 1000 * MEBIBYTE, "{} MiB were used", (full - before) / MEBIBYTE);
+    guest.run("umount /mnt")?;
+    control.ask(&["memory", "512M"])?;
+    control.wait("memory", |memory| memory["size"] == 512 * MEBIBYTE)?;
+    wait_until(&guest, |left| left < 512 * MEBIBYTE)?;
+
+    control.ask(&["balloon", "256M"])?;
+    let balloon = control.wait("balloon", |balloon| balloon["size"] == 256 * MEBIBYTE)?;
+    let number = |name: &str| balloon["statistics"][name].as_u64().unwrap_or_default();
+    let (total, free) = (number("total-bytes"), number("free-bytes"));
+    ensure!(
+        (300 * MEBIBYTE..=512 * MEBIBYTE).contains(&total) && free < 256 * MEBIBYTE,
+        "the guest says that {free} of {total} bytes are free"
+    );
+    // More than the balloon leaves.
+    guest.run(&format!("mount -t tmpfs -o size=400m memory /mnt && {}", fill(250)))?;
+    let balloon = control.ask(&["balloon"])?;
+    let size = balloon["size"].as_u64().unwrap_or_default();
+    ensure!(size < 256 * MEBIBYTE, "the guest needed memory and left it in the balloon: {balloon}");
+    guest.run("umount /mnt")?;
+    control.ask(&["balloon", "0"])?;
+    control.wait("balloon", |balloon| balloon["size"] == 0)?;
+
+    for (verb, expected) in
+        [(["memory", "3G"], "from"), (["memory", "513M"], "blocks"), (["balloon", "1P"], "balloon")]
+    {
+        let refusal = control.refusal(&verb)?;
+        ensure!(refusal.contains(expected), "{verb:?}: {refusal}");
+    }
+    control.ask(&["memory", "2G"])?;
+    guest.tell("reboot -f")?;
+    guest.wait_for_agent().context("after a reboot in place")?;
+    let memory = control.ask(&["memory"])?;
+    ensure!(memory["size"] == 512 * MEBIBYTE, "a guest that starts again has {memory}");
+    guest.run(&format!("sh /modules/more && {HAS_NEARLY_2_GIB}"))?;
+    guest.power_off()
+}
+
+/// Waits in the guest until its kernel uses what it was given.
+const HAS_NEARLY_2_GIB: &str = "until awk '/MemTotal/ { exit $2 < 1850 * 1024 }' /proc/meminfo; \
+                                do sleep 0.1; done";
+
+/// A command that fills as many mebibytes of the file system at /mnt.
+fn fill(mebibytes: u64) -> String {
+    format!("dd if=/dev/zero of=/mnt/file bs=1M count={mebibytes}")
+}
+
+/// A control socket in a folder of its own, and the program that is its client.
+struct Control {
+    folder: TempDir,
+    program: PathBuf,
+}
+
+impl Control {
+    fn new(testbed: &Testbed) -> Result<Self> {
+        Ok(Self { folder: tempfile::tempdir()?, program: testbed.program.clone() })
+    }
+
+    /// The tiny guest with this socket.
+    fn launch(&self, testbed: &Testbed, memory: &str) -> Launch {
+        let launch = Launch::tiny(testbed, &testbed.bzimage).arguments(["--memory", memory]);
+        launch.arguments(["--control"]).arguments([self.socket()])
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+
+    /// Does it and returns the reply, or null where there is none.
+    fn ask(&self, verb: &[&str]) -> Result<Value> {
+        let output = self.attempt(verb)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "ctl {verb:?}: {}, {errors}", output.status);
+        match output.stdout.as_slice() {
+            [] => Ok(Value::Null),
+            text => Ok(serde_json::from_slice(text)?),
+        }
+    }
+
+    /// Does it and returns why it is refused.
+    fn refusal(&self, verb: &[&str]) -> Result<String> {
+        let output = self.attempt(verb)?;
+        ensure!(output.status.code() == Some(1), "ctl {verb:?}: {}", output.status);
+        Ok(String::from_utf8(output.stderr)?)
+    }
+
+    fn attempt(&self, verb: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.program);
+        command.arg("ctl").arg(self.socket()).args(verb).arg("--json").stdin(Stdio::null());
+        command.output().context("nixvmm ctl cannot be started")
+    }
+
+    /// Asks until the reply is as it shall be.
+    fn wait(&self, verb: &str, is_enough: impl Fn(&Value) -> bool) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            let reply = self.ask(&[verb])?;
+            if is_enough(&reply) {
+                return Ok(reply);
+            }
+            ensure!(start.elapsed() < PATIENCE, "ctl {verb} still says {reply}");
+            thread::sleep(POLL);
+        }
+    }
 }
 
 /// A store image with DAX in two guests, and a file that one of them writes.

@@ -30,9 +30,11 @@ const BYTES: usize = 8 << 20;
 /// Brings the card up and asks for an address; prints it, and the gateway.
 const DHCP: &str = "\
     printf '#!/bin/sh\\n[ \"$1\" = bound ] || exit 0\\nifconfig $interface $ip netmask $subnet\\n\
-    ifconfig $interface mtu ${mtu:-1500}\\nroute add default gw $router $interface 2>/dev/null\\necho $ip $router > /run/lease\\n' \
+    ifconfig $interface mtu ${mtu:-1500}\\n\
+    route add default gw $router $interface 2>/dev/null\\necho $ip $router > /run/lease\\n' \
     > /run/dhcp; chmod +x /run/dhcp; ifconfig lo up; ifconfig eth0 up; rm -f /run/lease; \
-    udhcpc -i eth0 -O mtu -n -q -t 10 -s /run/dhcp > /run/udhcpc 2>&1 || cat /run/udhcpc; cat /run/lease";
+    udhcpc -i eth0 -O mtu -n -q -t 10 -s /run/dhcp > /run/udhcpc 2>&1 || cat /run/udhcpc; \
+    cat /run/lease";
 
 fn passt_serves(testbed: &Testbed) -> Result<()> {
     let port = 2222;

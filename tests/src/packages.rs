@@ -155,7 +155,8 @@ const PASST: &str = "\
 #!/bin/sh
 root=${0%/*}
 libraries=$root/usr/lib/x86_64-linux-gnu
-exec \"$libraries/ld-linux-x86-64.so.2\" --library-path \"$libraries\" \"$root/usr/bin/passt\" \"$@\"
+set -- --library-path \"$libraries\" \"$root/usr/bin/passt\" \"$@\"
+exec \"$libraries/ld-linux-x86-64.so.2\" \"$@\"
 ";
 
 /// The name of this machine's Debian release, such as `bookworm`.

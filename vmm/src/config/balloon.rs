@@ -10,7 +10,8 @@ pub struct Balloon {
     pub enabled: bool,
     /// Whether the guest may take memory out of it when it has no other. Default: yes.
     pub deflate_on_oom: bool,
-    /// Whether memory that the guest frees goes back to the host by itself. Default: yes.
+    /// Whether memory that the guest frees goes back to the host by itself. Default: yes,
+    /// and in no case with `prealloc`.
     pub free_page_reporting: bool,
     /// Seconds from one statistics report of the guest to the next; 0 has it report only when it
     /// is asked. Default: 0.

@@ -19,7 +19,8 @@ pub(super) fn add(
     }
     let options = BalloonOptions {
         deflate_on_oom: config.deflate_on_oom,
-        free_page_reporting: config.free_page_reporting,
+        // Memory that was taken first is meant to stay: the host might not have it a second time.
+        free_page_reporting: config.free_page_reporting && !site.config.memory.prealloc,
         statistics_interval: match config.statistics_interval {
             0 => None,
             seconds => Some(Duration::from_secs(seconds.into())),

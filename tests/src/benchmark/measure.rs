@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
 
 /// How long an idle guest is left alone before its VMM's memory is counted.
-const SETTLING: Duration = Duration::from_secs(3);
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// Alternating runs of each VMM, where time is measured by a clock that is not exact.
 const PAIRS: usize = 5;

@@ -108,7 +108,7 @@ impl Machine {
         let (shared, threads) = spawn_processors(config.cpus, endings, buses, &sandbox)?;
         let happenings = Happenings::new()?;
         let steering = steering(&config, &shared, &happenings, &notifier, &threads, &mut devices)?;
-        let control = Control::new(signals, listener, steering, event_loop.handle());
+        let control = Control::new(signals, listener, steering, event_loop.handle())?;
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
         let heartbeat = notifier.heartbeat()?.map(|beat| event_loop.add(Box::new(beat)));

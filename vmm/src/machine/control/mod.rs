@@ -9,13 +9,16 @@ mod verbs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use devices::event::{EventSet, Handler, LoopHandle, Watch};
 use devices::host::listener::Listener;
+use devices::host::program;
 use devices::host::signals::{IMAGES_CHANGED, Signals};
 use rustix::fs::Mode;
 use serde_json::json;
+use vmm_sys_util::timerfd::TimerFd;
 
 pub(super) use self::steering::{Parts, Steering};
 use self::verbs::INTERFACE;
@@ -27,8 +30,13 @@ const PRESS: u32 = 1;
 const ENDING: u32 = 2;
 const HAPPENING: u32 = 3;
 const RESTED: u32 = 4;
+const UNUSED: u32 = 5;
 /// The tokens of the control socket and its clients.
 const SERVER: u32 = 16;
+
+/// When the code that a guest's start needed is given back, and how often what was needed since.
+const UNUSED_FIRST: Duration = Duration::from_secs(20);
+const UNUSED_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Only the owner of the process may control it.
 const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -41,6 +49,8 @@ pub(super) struct Control {
     signals: Signals,
     server: Option<Server>,
     steering: Steering,
+    /// Fires when code may have fallen out of use.
+    unused: TimerFd,
     main_loop: LoopHandle,
 }
 
@@ -64,9 +74,11 @@ impl Control {
         listener: Option<Listener>,
         steering: Steering,
         main_loop: LoopHandle,
-    ) -> Self {
+    ) -> Result<Self> {
         let server = listener.map(|listener| Server::new(listener, SERVER));
-        Self { signals, server, steering, main_loop }
+        let mut unused = TimerFd::new().map_err(io::Error::from)?;
+        unused.reset(UNUSED_FIRST, Some(UNUSED_INTERVAL)).map_err(io::Error::from)?;
+        Ok(Self { signals, server, steering, unused, main_loop })
     }
 
     /// Whether somebody has asked the guest to end.
@@ -114,6 +126,7 @@ impl Handler for Control {
         watch.add(self.steering.endings().reported(), ENDING, EventSet::IN)?;
         watch.add(self.steering.happenings().reported(), HAPPENING, EventSet::IN)?;
         watch.add(self.steering.rested(), RESTED, EventSet::IN)?;
+        watch.add(&self.unused, UNUSED, EventSet::IN)?;
         self.server.as_ref().map_or(Ok(()), |server| server.start(watch))
     }
 
@@ -124,6 +137,11 @@ impl Handler for Control {
             ENDING => self.main_loop.stop(),
             HAPPENING => self.announce(watch),
             RESTED => drop(self.steering.rested().take()),
+            UNUSED => {
+                // The timer is ready, so this does not wait.
+                let _ = self.unused.wait();
+                program::release_code();
+            }
             token => {
                 if let Some(server) = &mut self.server {
                     server.ready(token, readiness, watch, &INTERFACE, &mut self.steering);

@@ -4,13 +4,12 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
 
@@ -24,32 +23,16 @@ pub(crate) const TESTS: &[GuestTest] = &[
 /// What goes through a connection in each direction at once.
 const BULK: usize = 8 << 20;
 
-/// A credential, and what becomes of it on its way.
-const SECRET: &[u8] = b"\x00not for everybody\xff";
-const SECRET_IN_BASE64: &str = "AG5vdCBmb3IgZXZlcnlib2R5/w==";
-
-/// Prints the strings of SMBIOS as the guest's kernel found them.
-const STRINGS: &str = r"tr '\000' '\n' < /sys/firmware/dmi/tables/DMI";
-
 /// Connections that are open at the same time.
 const MANY: usize = 60;
 
 fn unix(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let gate = folder.path().join("vsock");
-    let secret = folder.path().join("secret");
-    fs::write(&secret, SECRET)?;
-    let manager = ServiceManager::new(folder.path())?;
-    let mut guest = manager
-        .starts(with_client(testbed, folder.path())?)
-        .environment("WATCHDOG_USEC", "2000000")
-        .arguments(["--vsock", &format!("socket={}", gate.display()), "--ready", "booted"])
-        .arguments(["--credential", &format!("secret=@{}", secret.display())])
+    let mut guest = with_client(testbed, folder.path())?
+        .arguments(["--vsock", &format!("socket={}", gate.display())])
         .boot()?;
     serve(&mut guest)?;
-    credential(&mut guest)?;
-    readiness(&mut guest, &manager)?;
-    manager.wait_for("WATCHDOG=1")?;
     bulk(&gate)?;
     many(&gate)?;
     let mut refused = call(&gate, 1234)?;
@@ -57,36 +40,8 @@ fn unix(testbed: &Testbed) -> Result<()> {
     refused.read_to_end(&mut nothing)?;
     ensure!(nothing.is_empty(), "a port that nobody serves answers {nothing:?}");
     guest_initiated(&mut guest, &gate)?;
-    guest.signal(Signal::TERM)?;
-    manager.wait_for("STOPPING=1\nSTATUS=The guest was asked to power off.")?;
-    guest.expect_status(0)?;
+    guest.power_off()?;
     ensure!(!gate.exists(), "the socket is still there");
-    Ok(())
-}
-
-/// A credential is in SMBIOS and not on the kernel command line.
-fn credential(guest: &mut Guest) -> Result<()> {
-    let string = format!("io.systemd.credential.binary:secret={SECRET_IN_BASE64}");
-    guest.run(&format!("{STRINGS} | grep -q '{string}'"))?;
-    let line = guest.run("cat /proc/cmdline")?;
-    ensure!(!line.contains("secret"), "everybody in the guest sees {line}");
-    Ok(())
-}
-
-/// What the guest says to the address that it is given reaches the service manager, as far as it is
-/// about the guest.
-fn readiness(guest: &mut Guest, manager: &ServiceManager) -> Result<()> {
-    manager.wait_for("STATUS=The guest boots.")?;
-    say(guest, r"READY=1\nSTATUS=Up.\nMAINPID=1\nX_SYSTEMD_HOSTNAME=vm\n")?;
-    let told = manager.wait_for("READY=1")?;
-    ensure!(told == "READY=1\nSTATUS=Up.\nX_SYSTEMD_HOSTNAME=vm\n", "it was told {told:?}");
-    Ok(())
-}
-
-/// Sends a message as systemd of a guest does: in a connection of its own.
-fn say(guest: &mut Guest, message: &str) -> Result<()> {
-    let port = format!("{STRINGS} | sed -n 's/.*vmm.notify_socket=vsock-stream:2://p'");
-    guest.run(&format!("printf '{message}' | /run/vsock connect 2 $({port})"))?;
     Ok(())
 }
 
@@ -141,11 +96,7 @@ fn guest_initiated(guest: &mut Guest, gate: &Path) -> Result<()> {
 fn kernel(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let launch = with_client(testbed, folder.path())?;
-    let manager = ServiceManager::new(folder.path())?;
-    let mut guest = manager
-        .starts(launch)
-        .arguments(["--vsock", "auto", "--transport", "mmio", "--ready", "booted"])
-        .boot()?;
+    let mut guest = launch.arguments(["--vsock", "auto", "--transport", "mmio"]).boot()?;
     guest.errors().wait_for("context id ", PATIENCE).map_err(|error| guest.explain(error))?;
     let cid = guest.errors().wait_for("\n", PATIENCE)?.trim().to_owned();
 
@@ -163,14 +114,7 @@ fn kernel(testbed: &Testbed) -> Result<()> {
     ensure!(banner.stdout == b"SSH-2.0-server\r\nSSH-2.0-client\r\n", "{banner:?}");
     let nobody = through_kernel(testbed, &cid, "1234", b"")?;
     ensure!(!nobody.status.success(), "a port that nobody serves was reached");
-
-    // A boot that needs a person is a failed start with its reason.
-    say(&mut guest, r"STATUS=Cannot mount /data.\n")?;
-    say(&mut guest, r"X_SYSTEMD_UNIT_ACTIVE=emergency.target\n").err();
-    let reason = "the guest came up in emergency mode: Cannot mount /data.";
-    manager.wait_for(&format!("STATUS={reason}"))?;
-    guest.errors().wait_for(reason, PATIENCE)?;
-    guest.expect_status(1)
+    guest.power_off()
 }
 
 /// Sends `data` to a port of the guest by its context id and returns what comes back.
@@ -187,41 +131,6 @@ fn through_kernel(testbed: &Testbed, cid: &str, port: &str, data: &[u8]) -> Resu
     let output = client.wait_with_output()?;
     sending.join().ok().context("sending panicked")?;
     Ok(output)
-}
-
-/// Stands in for the service manager that starts `nixvmm` as a unit.
-struct ServiceManager {
-    socket: UnixDatagram,
-    path: PathBuf,
-}
-
-impl ServiceManager {
-    fn new(folder: &Path) -> Result<Self> {
-        let path = folder.join("notify");
-        let socket = UnixDatagram::bind(&path)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, path })
-    }
-
-    fn starts(&self, launch: Launch) -> Launch {
-        launch.environment("NOTIFY_SOCKET", &self.path)
-    }
-
-    /// Waits for a message that begins with `start` and returns it.
-    fn wait_for(&self, start: &str) -> Result<String> {
-        let mut seen = Vec::new();
-        loop {
-            let mut message = [0; 8192];
-            let len = self.socket.recv(&mut message).with_context(|| {
-                format!("the service manager waits for {start:?} and was told {seen:?}")
-            })?;
-            let message = String::from_utf8(message.get(..len).unwrap_or_default().to_vec())?;
-            if message.starts_with(start) {
-                return Ok(message);
-            }
-            seen.push(message);
-        }
-    }
 }
 
 /// The tiny guest with a disk that is the client.

@@ -155,10 +155,20 @@ impl Machine {
         self.devices.reset();
         self.event_loop.run_ready()?;
         self.devices.log_counts();
+        self.remove_vsock_socket();
         if self.config.timing {
             eprint!("{}", self.timing.report(&self.shared.exits));
         }
         outcome
+    }
+
+    /// Takes the socket away that the guest's ports were behind: its device is on a bus that the
+    /// processors' threads have, too, and is not dropped before the process ends.
+    fn remove_vsock_socket(&self) {
+        let socket = self.config.vsock.as_ref().and_then(|vsock| vsock.socket.as_ref());
+        if let Some(socket) = socket {
+            let _ = std::fs::remove_file(socket);
+        }
     }
 
     /// Loads the guest into memory that reads as zeros, and lets the processors go.

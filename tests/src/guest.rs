@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::diagnosis;
 use crate::terminal::Terminal;
@@ -22,6 +22,9 @@ pub const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What systemd may take to come up or to go down.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(360);
+
+/// What reading the last words of a process may take.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How often a process is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(20);
@@ -271,12 +274,24 @@ impl Guest {
 
     /// `error` with what the guest and `nixvmm` said last, and what they do if they still run.
     pub fn explain(&self, error: Error) -> Error {
+        let ended = self.how_it_ended();
+        // What a process says last is read by a thread, which may be behind.
+        thread::sleep(ended.as_ref().map_or(Duration::ZERO, |_| LAST_WORDS));
         let (console, errors) = (self.console.tail(), self.errors.tail());
-        let doing = diagnosis::of(self.process.id());
+        let doing = ended.unwrap_or_else(|| diagnosis::of(self.process.id()));
         error.context(format!(
             "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n\
              ---\n{doing}---"
         ))
+    }
+
+    /// The end of the process, which is left for [`Guest::end`] to collect; `None` while it runs.
+    fn how_it_ended(&self) -> Option<String> {
+        let pid = Pid::from_raw(i32::try_from(self.process.id()).ok()?)?;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(pid), options).ok()??;
+        let (code, signal) = (status.exit_status(), status.terminating_signal());
+        Some(format!("nixvmm has ended: status {code:?}, signal {signal:?}\n"))
     }
 
     fn exchange(&mut self, command: &str) -> Result<(i32, String)> {

@@ -15,6 +15,7 @@ mod power;
 mod sandbox;
 mod terminal;
 mod tidy;
+mod units;
 mod vhost;
 mod vsock;
 
@@ -61,7 +62,7 @@ fn guest_tests() -> Vec<GuestTest> {
 
 /// The tests that need no guest.
 fn host_trials() -> Vec<Trial> {
-    tidy::trials()
+    [tidy::trials(), units::trials()].into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{
-    BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready,
+    BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready, Share,
     Transport, Vsock, Watchdog,
 };
 
@@ -96,6 +96,18 @@ pub(crate) struct Machine {
         value_parser = devices::pmem
     )]
     pmems: Vec<Pmem>,
+    /// A folder of the host that the guest mounts by its tag, served by a virtiofsd that is started
+    /// here, or by the process at a socket; may be given more than once, and adds to those of
+    /// --config.
+    #[arg(
+        long = "share",
+        value_name = "[tag=]TAG,source=FOLDER|socket=SOCKET[,readonly]\
+                      [,cache=auto|always|metadata|never][,xattr][,posix-acl]\
+                      [,sandbox=namespace|chroot|none][,uid-map=MAP][,gid-map=MAP]\
+                      [,translate-uid=MAP][,translate-gid=MAP][,program=FILE]",
+        value_parser = devices::share
+    )]
+    shares: Vec<Share>,
     /// Sockets between host and guest: by context id through the host's kernel, or through a unix
     /// socket of this process.
     #[arg(long, value_name = "[cid=]ID|auto[,socket=SOCKET]", value_parser = devices::vsock)]
@@ -216,6 +228,7 @@ impl Machine {
         config.disks.extend(self.disks);
         config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
+        config.shares.extend(self.shares);
         config.vsock = self.vsock.or(config.vsock);
         config.add_forwards(self.forwards)?;
         replace(&mut config.cpus, self.cpus);

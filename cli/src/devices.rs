@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use vmm::config::{
-    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Pmem, Vsock,
+    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Pmem, Share, Vsock,
 };
 
 use crate::key_values::KeyValues;
@@ -63,6 +63,42 @@ pub(crate) fn pmem(text: &str) -> Result<Pmem, String> {
     Ok(Pmem {
         file: items.required("file")?,
         readonly: items.switch("readonly")?.unwrap_or_default(),
+    })
+}
+
+/// The keys of `--share`.
+pub(crate) fn share(text: &str) -> Result<Share, String> {
+    const KEYS: &[&str] = &[
+        "tag",
+        "source",
+        "socket",
+        "readonly",
+        "cache",
+        "xattr",
+        "posix-acl",
+        "sandbox",
+        "uid-map",
+        "gid-map",
+        "translate-uid",
+        "translate-gid",
+        "program",
+    ];
+    let items = KeyValues::parse(text, KEYS)?;
+    Ok(Share {
+        tag: items.required("tag")?,
+        source: items.value("source")?,
+        socket: items.value("socket")?,
+        readonly: items.switch("readonly")?.unwrap_or_default(),
+        cache: items.value("cache")?,
+        xattr: items.switch("xattr")?.unwrap_or_default(),
+        posix_acl: items.switch("posix-acl")?.unwrap_or_default(),
+        sandbox: items.value("sandbox")?,
+        uid_map: items.value("uid-map")?,
+        gid_map: items.value("gid-map")?,
+        translate_uid: items.value("translate-uid")?,
+        translate_gid: items.value("translate-gid")?,
+        program: items.value("program")?,
+        arguments: Vec::new(),
     })
 }
 
@@ -234,6 +270,38 @@ mod test {
         assert_eq!(pmem("store.erofs,readonly").unwrap(), expected);
         assert_eq!(pmem("file=store.erofs,readonly=on").unwrap(), expected);
         assert_eq!(pmem("readonly").unwrap_err(), "file is missing: file=VALUE");
+    }
+
+    #[test]
+    fn a_share_flag_says_who_serves_the_folder_and_how() {
+        use vmm::config::{ShareCache, ShareSandbox};
+
+        let expected = Share { tag: "home".into(), ..Share::default() };
+        assert_eq!(
+            share("home,socket=/s").unwrap(),
+            Share { socket: Some("/s".into()), ..expected.clone() }
+        );
+        assert_eq!(
+            share(
+                "tag=home,source=/h,readonly,cache=always,posix-acl,sandbox=none,uid-map=:0:1:1:"
+            )
+            .unwrap(),
+            Share {
+                source: Some("/h".into()),
+                readonly: true,
+                cache: Some(ShareCache::Always),
+                posix_acl: true,
+                sandbox: Some(ShareSandbox::None),
+                uid_map: Some(":0:1:1:".into()),
+                ..expected
+            }
+        );
+        assert_eq!(share("source=/h").unwrap_err(), "tag is missing: tag=VALUE");
+        assert_eq!(
+            share("home,source=/h,cache=none").unwrap_err(),
+            "cache=none: unknown variant `none`, expected one of `auto`, `always`, `metadata`, \
+             `never`"
+        );
     }
 
     #[test]

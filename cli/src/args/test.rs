@@ -58,6 +58,7 @@ fn every_flag_reaches_the_machine() {
         "--disk=path=b,engine=sync",
         "--net=vmtap0,vhost=off",
         "--pmem=store.erofs,readonly",
+        "--share=home,source=/home,cache=never",
         "--vsock=auto",
         "--cpus=4",
         "--memory=1G,shared",

@@ -1,5 +1,6 @@
 //! The host side of devices: knows files, never virtio.
 
+pub mod child;
 pub mod disk;
 pub mod entropy;
 pub mod file_window;

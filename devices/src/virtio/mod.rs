@@ -10,6 +10,7 @@ pub mod chain;
 pub mod console;
 pub mod counters;
 pub mod device;
+pub mod fs;
 pub mod mem;
 pub mod mmio;
 pub mod net;

@@ -39,6 +39,14 @@ pub(super) fn resolve_regular(flag: &str, path: &mut PathBuf) -> Result<()> {
     })
 }
 
+/// A folder to share.
+pub(super) fn resolve_folder(flag: &str, path: &mut PathBuf) -> Result<()> {
+    resolve(flag, path, |path| {
+        ensure!(fs::metadata(path)?.is_dir(), "not a folder");
+        Ok(())
+    })
+}
+
 /// A disk: a raw image or a block device that can be opened for `access`.
 pub(super) fn resolve_image(flag: &str, path: &mut PathBuf, access: Access) -> Result<Identity> {
     resolve(flag, path, |path| {

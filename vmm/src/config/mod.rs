@@ -15,6 +15,7 @@ mod names;
 mod net;
 mod resolve;
 mod root;
+mod share;
 mod vsock;
 
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub use net::{LinkKeys, LinkKind, Mac, MacError, Net, NetLink, VhostNet};
 pub(crate) use resolve::NOTIFY_SOCKET_CREDENTIAL;
 pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
 pub(crate) use root::SERIAL as ROOT_SERIAL;
+pub use share::{Share, ShareCache, ShareSandbox};
 pub use vsock::Vsock;
 
 /// One machine: everything that `nixvmm run` needs to know.
@@ -56,6 +58,8 @@ pub struct Config {
     pub nets: Vec<Net>,
     /// Files that the guest has in its memory, in the order of /dev/pmem0 and so on. Default: none.
     pub pmems: Vec<Pmem>,
+    /// Folders of the host that the guest mounts. Default: none.
+    pub shares: Vec<Share>,
     /// The socket device. Default: none.
     pub vsock: Option<Vsock>,
     /// Number of virtual processors. Default: 1.
@@ -104,6 +108,7 @@ impl Default for Config {
             disks: Vec::new(),
             pmems: Vec::new(),
             nets: Vec::new(),
+            shares: Vec::new(),
             vsock: None,
             cpus: 1,
             memory: Memory::default(),

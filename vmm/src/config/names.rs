@@ -7,7 +7,8 @@ use serde::de::IntoDeserializer as _;
 use serde::de::value::Error;
 
 use super::{
-    BootProtocol, Engine, HugePages, LinkKind, OnReboot, Ready, Transport, VhostNet, Watchdog,
+    BootProtocol, Engine, HugePages, LinkKind, OnReboot, Ready, ShareCache, ShareSandbox,
+    Transport, VhostNet, Watchdog,
 };
 
 /// Reads the names that JSON has, so that flags have the same.
@@ -30,6 +31,8 @@ parse_by_name!(
     HugePages,
     LinkKind,
     OnReboot,
+    ShareCache,
+    ShareSandbox,
     Transport,
     VhostNet,
     Watchdog

@@ -2,7 +2,9 @@
 
 mod control;
 mod devices;
+mod file_server;
 mod passt;
+mod virtiofsd;
 
 use std::fs::File;
 use std::path::Path;
@@ -22,6 +24,7 @@ use serde_json::Value;
 
 use self::control::{Control, Parts, Steering};
 use self::devices::{Devices, Site};
+use self::file_server::FileServer;
 use self::passt::Passt;
 use crate::address_plan::AddressPlan;
 use crate::config::{self, BootProtocol, Config, OnReboot, Watchdog};
@@ -68,6 +71,7 @@ impl Machine {
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
         let endings = Endings::new()?;
         let passts = Passt::start_all(&config)?;
+        let file_servers = FileServer::start_all(&config)?;
         let sandbox = Sandbox::prepare(&config)?;
         timing.end_step("event loop and sandbox");
 
@@ -98,6 +102,7 @@ impl Machine {
             main_loop: &mut event_loop,
             endings: &endings,
             passts,
+            file_servers,
             is_controlled: listener.is_some(),
             sandbox: &sandbox,
             notifier: &notifier,

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::{
     Balloon, BootProtocol, Credential, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot,
-    Pmem, Ready, Smbios, Transport, VhostNet, Vsock, Watchdog,
+    Pmem, Ready, Share, ShareCache, ShareSandbox, Smbios, Transport, VhostNet, Vsock, Watchdog,
 };
 use super::*;
 
@@ -487,6 +487,24 @@ proptest! {
                 Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },
                 Net::new(NetLink::User),
             ],
+            shares: vec![
+                Share {
+                    tag: "folder".into(),
+                    source: Some(fixture.path("")),
+                    readonly,
+                    cache: direct.then_some(ShareCache::Metadata),
+                    sandbox: rng.then_some(ShareSandbox::Chroot),
+                    uid_map: timing.then(|| ":0:1000:1:".into()),
+                    program: Some(fixture.path("kernel")),
+                    arguments: vec!["--thread-pool-size=4".into()],
+                    ..Share::default()
+                },
+                Share {
+                    tag: "process".into(),
+                    socket: Some(fixture.path("share")),
+                    ..Share::default()
+                },
+            ],
             vsock: Some(Vsock { cid: Some(cpus + 2), socket: Some(fixture.path("vsock")) }),
             cpus,
             memory: Memory {
@@ -575,6 +593,59 @@ fn ports_are_forwarded_to_the_one_network_of_the_users_own() {
     config.nets.push(Net::new(NetLink::User));
     let error = config.add_forwards(forwards).unwrap_err().to_string();
     assert!(error.contains("to which of the cards"), "{error}");
+}
+
+#[test]
+fn a_share_shares_the_guests_memory_with_who_serves_it() {
+    let fixture = Fixture::new();
+    let share = Share { tag: "a".into(), source: Some(fixture.path("")), ..Share::default() };
+    let config = fixture.resolved(|config| config.shares = vec![share]);
+    assert!(config.memory.shared);
+}
+
+#[test]
+fn shares_that_cannot_be_are_refused() {
+    let fixture = Fixture::new();
+    let tagged = |tag: &str| Share { tag: tag.into(), ..Share::default() };
+    let folder = |tag: &str| Share { source: Some(fixture.path("")), ..tagged(tag) };
+    let socket = |tag: &str| Share { socket: Some(fixture.path("socket")), ..tagged(tag) };
+    let of = |name: &str| Share { source: Some(fixture.path(name)), ..tagged("a") };
+    let long = "x".repeat(37);
+    for (shares, expected) in [
+        (vec![tagged("a")], "--share tag=a: give either source=FOLDER or socket=SOCKET"),
+        (
+            vec![Share { source: Some(fixture.path("")), ..socket("a") }],
+            "--share tag=a: give either source=FOLDER or socket=SOCKET",
+        ),
+        (vec![folder("")], "--share tag=: a tag has 1 to 36 bytes"),
+        (vec![folder(&long)], &format!("--share tag={long}: a tag has 1 to 36 bytes")),
+        (vec![folder("a b")], "--share tag=a b: a tag has neither spaces nor control characters"),
+        (vec![of("kernel")], "--share tag=a: source @/kernel: not a folder"),
+        (vec![of("none")], "--share tag=a: source @/none: No such file or directory (os error 2)"),
+        (
+            vec![folder("a"), socket("a")],
+            "--share tag=a: given twice, and the guest could not tell them apart",
+        ),
+        (vec![socket("a"), socket("b")], "--share tag=b: its socket is also that of another share"),
+        (
+            vec![Share { readonly: true, ..socket("a") }],
+            "--share tag=a: readonly: is for whoever started the process at the socket to say",
+        ),
+        (
+            vec![Share { arguments: vec!["-d".into()], ..socket("a") }],
+            "--share tag=a: arguments: is for whoever started the process at the socket to say",
+        ),
+        (
+            vec![Share { program: Some(fixture.path("none")), ..folder("a") }],
+            "--share tag=a: program @/none: No such file or directory (os error 2)",
+        ),
+        (
+            (0..65).map(|index| folder(&format!("tag{index}"))).collect(),
+            "--share: a machine has 64 shares at the most",
+        ),
+    ] {
+        fixture.refused(|config| config.shares = shares, expected);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod disk;
 mod mem;
 mod net;
 mod pmem;
+mod share;
 mod stream;
 mod vhost_user;
 mod vsock;
@@ -39,6 +40,7 @@ use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
+use crate::machine::file_server::FileServer;
 use crate::machine::passt::Passt;
 use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings};
@@ -91,6 +93,8 @@ pub(crate) struct Site<'a> {
     pub(crate) endings: &'a Endings,
     /// The networks of the user's own, in the order of their cards.
     pub(crate) passts: Vec<Passt>,
+    /// Children that serve files, each of which becomes a device.
+    pub(crate) file_servers: Vec<FileServer>,
     /// Whether there is a control socket.
     pub(crate) is_controlled: bool,
     /// What confines the threads of workers.
@@ -231,6 +235,7 @@ impl Devices {
         let console = stream::open("--console", &site.config.console, site)?;
         disk::add(site, &mut devices, &mut self.worker_threads, &mut self.disks)?;
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
+        share::add(site, &mut devices, &mut self.worker_threads)?;
         self.relay = vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {
             self.keep_outlet("console", &stream, site);

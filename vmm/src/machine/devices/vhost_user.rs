@@ -1,4 +1,4 @@
-//! Network cards that a process serves.
+//! Devices that a process serves.
 
 use std::path::Path;
 
@@ -42,7 +42,11 @@ pub(super) fn passt(
 }
 
 /// The thread that speaks to a process, and the one that watches the time meanwhile.
-fn spawn(site: &Site<'_>, name: &str, threads: &mut Vec<LoopThread>) -> Result<[LoopHandle; 2]> {
+pub(super) fn spawn(
+    site: &Site<'_>,
+    name: &str,
+    threads: &mut Vec<LoopThread>,
+) -> Result<[LoopHandle; 2]> {
     let mut spawn = |name: &str| -> Result<LoopHandle> {
         let sandbox = site.sandbox.clone();
         let thread = LoopThread::spawn(name, move || sandbox.enter_thread(ThreadKind::VhostUser))?;

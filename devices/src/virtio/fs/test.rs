@@ -1,0 +1,124 @@
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::channel;
+
+use super::*;
+use crate::test::LoopThread;
+use crate::test::driver::Driver;
+use crate::test::hostile::Subject;
+use crate::test::peer::{Peer, Place};
+
+/// The loops of a device: its own, and the one that watches the time.
+struct Loops {
+    home: LoopThread,
+    watch: LoopThread,
+}
+
+impl Loops {
+    fn new() -> Self {
+        Self { home: LoopThread::new(), watch: LoopThread::new() }
+    }
+}
+
+fn options(tag: &str) -> FileSystemOptions {
+    FileSystemOptions { name: "share".into(), tag: tag.into(), request_queues: 4 }
+}
+
+fn device(tag: &str, place: &Place, loops: &Loops, home: LoopHandle) -> Box<FileSystem> {
+    let vhost = UserVhost::connect(place.path(), FileSystem::ring_count(4), loops.watch.handle());
+    Box::new(FileSystem::new(options(tag), vhost.unwrap(), home, || ()).unwrap())
+}
+
+fn is_served(driver: &mut Driver) {
+    for queue in [0, 1] {
+        assert_eq!(driver.request(queue, &[b"a request"], &[16]), b"a request");
+    }
+}
+
+#[test]
+fn the_guest_reads_a_tag_and_no_more_queues_than_are_served() {
+    let (place, loops) = (Place::new(), Loops::new());
+    let _peer = Peer::start(&place);
+    for over in [Driver::mmio, Driver::pci] {
+        let tag = "a tag of thirty-six bytes, which fit";
+        assert_eq!(tag.len(), MAX_TAG_BYTES);
+        let mut driver = over(device(tag, &place, &loops, loops.home.handle()));
+        let mut config = [0; CONFIG_BYTES];
+        driver.wire.read_config(0, &mut config);
+        assert_eq!(config, config_of(tag, 1));
+        driver.start();
+        assert_eq!(driver.rings.len(), 2, "one of them for requests, since the process has two");
+        is_served(&mut driver);
+        driver.reset();
+    }
+}
+
+fn config_of(tag: &str, queues: u8) -> [u8; CONFIG_BYTES] {
+    let mut bytes = tag.as_bytes().to_vec();
+    bytes.resize(MAX_TAG_BYTES, 0);
+    bytes.extend([queues, 0, 0, 0]);
+    bytes.try_into().unwrap()
+}
+
+#[test]
+fn a_tag_that_is_too_long_stays_within_its_field() {
+    assert_eq!(config(&"x".repeat(99), 1), config_of(&"x".repeat(MAX_TAG_BYTES), 1));
+    assert_eq!(config("", 255), config_of("", 255));
+}
+
+#[test]
+fn features_of_the_process_that_are_not_of_rings_are_not_offered() {
+    let (place, loops) = (Place::new(), Loops::new());
+    let _peer = Peer::start(&place);
+    let mut driver = Driver::pci(device("files", &place, &loops, loops.home.handle()));
+    assert_eq!(driver.offered_features() & !TRANSPORT_FEATURES, 0);
+}
+
+#[test]
+fn a_process_that_is_lost_is_reported_and_served_by_again_when_it_is_back() {
+    let (place, loops) = (Place::new(), Loops::new());
+    let peer = Peer::start(&place);
+    let vhost = UserVhost::connect(place.path(), 5, loops.watch.handle()).unwrap();
+    let (lost, losses) = channel();
+    let on_loss = move || lost.send(()).unwrap();
+    let device = FileSystem::new(options("files"), vhost, loops.home.handle(), on_loss).unwrap();
+    let mut driver = Driver::pci(Box::new(device));
+    driver.start();
+    is_served(&mut driver);
+    drop(peer);
+    losses.recv().unwrap();
+    let sent = driver.send(1, &[b"while away"], &[16]);
+    let _peer = Peer::start(&place);
+    assert_eq!(driver.wait_used(1), (u32::from(sent.head), 10));
+    driver.reset();
+}
+
+#[test]
+fn the_end_of_a_child_is_reported_and_the_driver_is_told() {
+    let (place, loops) = (Place::new(), Loops::new());
+    let peer = Peer::start(&place);
+    let socket = UnixStream::connect(place.path()).unwrap();
+    let vhost = UserVhost::with_child(socket, 5, loops.watch.handle()).unwrap();
+    let (lost, losses) = channel();
+    let on_loss = move || lost.send(()).unwrap();
+    let device = FileSystem::new(options("files"), vhost, loops.home.handle(), on_loss).unwrap();
+    let mut driver = Driver::mmio(Box::new(device));
+    driver.start();
+    is_served(&mut driver);
+    drop(peer);
+    losses.recv().unwrap();
+    driver.wait_needs_reset();
+    driver.reset();
+}
+
+#[test]
+fn a_hostile_driver_harms_nobody_but_itself() {
+    let (place, loops) = (Place::new(), Loops::new());
+    let _peer = Peer::start(&place);
+    let subject = Subject {
+        make: &|home| device("files", &place, &loops, home),
+        // What is done about a broken ring is the process's affair.
+        served: &[],
+        works: &is_served,
+    };
+    subject.survives();
+}

@@ -1,7 +1,8 @@
 //! Does a guest agree? The guest tests, and those that look at the project itself.
 //!
 //! Tests of the first group boot guests. Where KVM is usable they run here; otherwise this program
-//! boots the emulated host once, runs itself there, and passes output and exit status through.
+//! boots emulated hosts, runs itself in each with a part of the tests, and passes output and exit
+//! status through.
 
 mod boot;
 mod console;
@@ -19,13 +20,15 @@ mod units;
 mod vhost;
 mod vsock;
 
-use std::env;
 use std::io::{self, IsTerminal};
+use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
+use std::{env, thread};
 
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::cache::Cache;
 use tests::emulated_host;
@@ -38,7 +41,14 @@ type GuestTest = (&'static str, fn(&Testbed) -> Result<()>);
 /// Names how often each guest test is run, one time after the other, to find what is rare.
 const REPEAT: &str = "NIXVMM_TEST_REPEAT";
 
-/// What all guest tests together may take in an emulated host.
+/// Tells this program in an emulated host which part of the tests is its own: `1/2` is the second
+/// of two.
+const PART: &str = "NIXVMM_TEST_PART";
+
+/// Emulated hosts side by side, which have one processor each: more would only share this machine.
+const HOSTS_MAX: usize = 2;
+
+/// What all guest tests of an emulated host may take together.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
 fn guest_tests() -> Vec<GuestTest> {
@@ -88,21 +98,21 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(libtest_mimic::run(arguments, trials).exit_code());
     }
 
-    let any_guest = guest_tests.iter().any(|(name, _)| is_wanted(arguments, name));
+    let wanted_guests = guest_tests.iter().filter(|(name, _)| is_wanted(arguments, name)).count();
     let any_host = host_trials().iter().any(|trial| is_wanted(arguments, trial.name()));
     let mut failed = false;
-    if any_host || !any_guest {
+    if any_host || wanted_guests == 0 {
         failed = libtest_mimic::run(arguments, host_trials()).has_failed();
     }
     let mut ended = ExitCode::SUCCESS;
-    if any_guest {
-        ended = boot_guests(arguments)?;
+    if wanted_guests > 0 {
+        ended = boot_guests(arguments, wanted_guests)?;
     }
     Ok(if failed { ExitCode::from(101) } else { ended })
 }
 
-/// Prepares the testbed and runs the guest tests, here or in the emulated host.
-fn boot_guests(arguments: &Arguments) -> Result<ExitCode> {
+/// Prepares the testbed and runs the guest tests, `count` of them, here or in emulated hosts.
+fn boot_guests(arguments: &Arguments, count: usize) -> Result<ExitCode> {
     let cache = Cache::open()?;
     let testbed = Testbed::prepare(&cache)?;
     if !emulated_host::is_needed() {
@@ -112,8 +122,25 @@ fn boot_guests(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.color.is_none() && !io::stdout().is_terminal() {
         words.push("--color=never".to_owned());
     }
-    progress("KVM is not usable here: booting an emulated host for the guest tests");
-    testbed.run_again(&cache, &words, false, LIMIT)
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let hosts = count.min(processors).min(HOSTS_MAX);
+    progress(&format!("KVM is not usable here: booting emulated hosts for guest tests: {hosts}"));
+    let part = |index: usize| {
+        let environment = vec![(PART, format!("{index}/{hosts}"))];
+        testbed.run_again(&cache, &words, environment, false, LIMIT)
+    };
+    thread::scope(|scope| {
+        let parts: Vec<_> = (0..hosts).map(|index| scope.spawn(move || part(index))).collect();
+        let ends: Vec<_> = parts.into_iter().map(ScopedJoinHandle::join).collect();
+        let mut worst = ExitCode::SUCCESS;
+        for end in ends {
+            let end = end.map_err(|_| anyhow!("the thread of an emulated host panicked"))??;
+            if end != ExitCode::SUCCESS {
+                worst = end;
+            }
+        }
+        Ok(worst)
+    })
 }
 
 /// Runs the guest tests on this machine.
@@ -127,8 +154,20 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
         let run = move || (0..times).try_for_each(|_| test(testbed));
         Trial::test(name, move || run().map_err(|error| failure(name, &error)))
     };
-    let trials = guest_tests().into_iter().map(trial).collect();
+    let own = own_part(&arguments)?;
+    let trials = own.into_iter().map(trial).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}
+
+/// The wanted tests that are this process's: all, or every so many-th where [`PART`] says so.
+fn own_part(arguments: &Arguments) -> Result<Vec<GuestTest>> {
+    let wanted = guest_tests().into_iter().filter(|(name, _)| is_wanted(arguments, name));
+    let Ok(part) = env::var(PART) else { return Ok(wanted.collect()) };
+    let numbers = part.split_once('/').and_then(|(index, parts)| {
+        Some((index.parse::<usize>().ok()?, parts.parse::<NonZero<usize>>().ok()?))
+    });
+    let (index, parts) = numbers.with_context(|| format!("{PART}={part} is no part"))?;
+    Ok(wanted.skip(index).step_by(parts.get()).collect())
 }
 
 /// What went wrong and why, without the backtrace, which shows the harness only. It is told at

@@ -3,6 +3,7 @@
 //! this machine's file system, so that a program's path is valid inside as it is outside.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
@@ -71,7 +72,8 @@ pub struct EmulatedHost {
 /// What moves the clock of an emulated host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Clock {
-    /// Time, as ever; two emulated processors run at once.
+    /// Time, as ever; one emulated processor. Two of them, emulated at once, lose translations of
+    /// guests with several processors now and then: hosts side by side are the way to use cores.
     Wall,
     /// One instruction is one nanosecond, and waiting takes no time; one emulated processor.
     /// Results repeat within a few thousandths, whatever else this machine does.
@@ -147,10 +149,12 @@ impl EmulatedHost {
         fs::write(folder.join("script"), script(folder, job, self.clock)?)?;
         let _file_server = FileServer::start(folder)?;
         let mut host = Process(self.qemu(folder, job)?.spawn().context("QEMU cannot be started")?);
+        let output = host.0.stdout.take().map(|output| thread::spawn(move || pass_on(output)));
 
         let start = Instant::now();
         loop {
             if let Some(status) = host.0.try_wait()? {
+                let _ = output.map(thread::JoinHandle::join);
                 return ended(folder, &format!("{status}"));
             }
             if start.elapsed() > job.limit {
@@ -176,16 +180,15 @@ impl EmulatedHost {
             "console=ttyS0 panic=-1 mitigations=off quiet {SCRIPT_PARAMETER}{}",
             path("script")
         );
-        let processors: &[&str] = match self.clock {
-            Clock::Wall => &["-accel", "tcg,thread=multi", "-smp", "2"],
-            Clock::Instructions => {
-                &["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off"]
-            }
+        let clock: &[&str] = match self.clock {
+            Clock::Wall => &[],
+            Clock::Instructions => &["-icount", "shift=0,sleep=off"],
         };
         let mut command = tied_to_this_process(Program::Qemu);
         command
-            .args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt"])
-            .args(processors)
+            .args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt", "-smp", "1"])
+            .args(["-accel", "tcg,thread=single"])
+            .args(clock)
             .args(["-m", MEMORY, "-numa", "node,memdev=ram", "-object"])
             .arg(format!("memory-backend-memfd,id=ram,size={MEMORY},share=on"))
             .args(["-device", "vhost-user-fs-pci,chardev=fs,tag=hostroot", "-chardev"])
@@ -201,7 +204,7 @@ impl EmulatedHost {
             .args(["-append", &append]);
         command.stderr(File::create(folder.join("qemu.log"))?);
         if !job.interactive {
-            command.stdin(Stdio::null());
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
         }
         Ok(command)
     }
@@ -262,6 +265,18 @@ fn script(folder: &Path, job: &Job<'_>, clock: Clock) -> Result<String> {
     // What was written to the console must have left before the machine does.
     text += "sync\nstty -F /dev/hvc0 -echo\nsleep 0.2\necho o > /proc/sysrq-trigger\nsleep 60\n";
     Ok(text)
+}
+
+/// Writes what the job says line by line, so that hosts side by side do not break each other's.
+fn pass_on(output: impl Read) {
+    let mut lines = BufReader::new(output);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        // Whoever read this has gone: the exit status still tells.
+        let _ = io::stdout().lock().write_all(&line);
+        line.clear();
+    }
+    let _ = io::stdout().flush();
 }
 
 fn ended(folder: &Path, how: &str) -> Result<End> {

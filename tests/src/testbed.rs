@@ -59,9 +59,9 @@ impl Testbed {
         Ok(Self { program, vsock_program, bzimage: kernel.image, vmlinux, tiny, nixos, passt })
     }
 
-    /// Runs this program again in the emulated host, with `arguments`, and returns its exit status.
-    /// It finds this testbed in the file that [`PREPARED`] names. `interactive` and `limit` are a
-    /// [`Job`]'s.
+    /// Runs this program again in an emulated host, with `arguments`, and returns its exit status.
+    /// It finds this testbed in the file that [`PREPARED`] names. `environment`, `interactive` and
+    /// `limit` are a [`Job`]'s.
     ///
     /// # Errors
     /// When the emulated host cannot be prepared or does not come to an end.
@@ -69,6 +69,7 @@ impl Testbed {
         &self,
         cache: &Cache,
         arguments: &[String],
+        environment: Vec<(&str, String)>,
         interactive: bool,
         limit: Duration,
     ) -> Result<ExitCode> {
@@ -79,7 +80,8 @@ impl Testbed {
         let own = env::current_exe()?.canonicalize()?;
         let mut command = vec![own.to_str().context("a path that is no UTF-8")?.to_owned()];
         command.extend_from_slice(arguments);
-        let environment = vec![(PREPARED, prepared.display().to_string())];
+        let mut environment = environment;
+        environment.push((PREPARED, prepared.display().to_string()));
         host.run(&Job { command, environment, interactive, limit })
     }
 

@@ -55,7 +55,7 @@ fn main() -> Result<ExitCode> {
     let testbed = Testbed::prepare(&cache)?;
     if emulated_host::is_needed() {
         progress("KVM is not usable here: booting an emulated host for the guest (be patient)");
-        return testbed.run_again(&cache, &arguments, !until_login, LIMIT);
+        return testbed.run_again(&cache, &arguments, Vec::new(), !until_login, LIMIT);
     }
     boot(&testbed, until_login)
 }

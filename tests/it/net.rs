@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -31,8 +32,10 @@ const MEBIBYTE: usize = 1 << 20;
 fn four_queues(testbed: &Testbed) -> Result<()> {
     let tap = Interface::add(&["tuntap", "add", "nvt4", "mode", "tap", "multi_queue"], "nvt4", 90)?;
     tap.set(&["mtu", "9000"])?;
+    let folder = tempfile::tempdir()?;
+    let control = folder.path().join("control").display().to_string();
     let mut guest = Launch::tiny(testbed, &testbed.bzimage)
-        .arguments(["--cpus", "4", "--net", "tap=nvt4,vhost=off"])
+        .arguments(["--cpus", "4", "--net", "tap=nvt4,vhost=off", "--control", &control])
         .boot()?;
     set_up(&mut guest, "eth0", 90)?;
     let facts = "cat /sys/class/net/eth0/mtu; ls -d /sys/class/net/eth0/queues/*x-* | wc -l; \
@@ -47,6 +50,19 @@ fn four_queues(testbed: &Testbed) -> Result<()> {
     guest.run("ping -c 1 -s 8900 10.90.0.1")?;
 
     refused(testbed, "tap=nvt4", &["--net tap=nvt4", "in use"])?;
+
+    let link = |words: &[&str]| {
+        tool::finish(Command::new(&testbed.program).args(["ctl", &control, "link"]).args(words))
+            .map(|output| String::from_utf8_lossy(&output).into_owned())
+    };
+    link(&["net0", "off"])?;
+    guest.run("until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done")?;
+    let listed = link(&[])?;
+    ensure!(listed.contains("net0  out   down"), "the pulled plug is not listed: {listed}");
+    ensure!(link(&["net1", "on"]).is_err(), "there is no second card");
+    link(&["net0", "on"])?;
+    guest.run("until grep -q 1 /sys/class/net/eth0/carrier; do sleep 0.1; done")?;
+    guest.run("ping -c 1 10.90.0.1")?;
 
     tap.set(&["down"])?;
     guest.run("until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done")?;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use vmm::config::ByteSize;
 
@@ -60,6 +60,14 @@ enum Verb {
         /// Grows the image to this size first.
         size: Option<ByteSize>,
     },
+    /// Lists the network cards, or pulls the plug of one or puts it in again.
+    Link {
+        /// The card: net0 and so on.
+        #[arg(requires = "plug")]
+        card: Option<String>,
+        /// Whether its plug shall be in.
+        plug: Option<Plug>,
+    },
     /// Connects this terminal with the guest's console; Ctrl-A x leaves, and the guest goes on.
     Console {
         /// The serial port instead.
@@ -83,6 +91,15 @@ enum Verb {
     },
     /// Prints what happens to the machine until it ends.
     Events,
+}
+
+/// Where a plug is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Plug {
+    /// In.
+    On,
+    /// Out.
+    Off,
 }
 
 impl Control {
@@ -110,6 +127,7 @@ impl Control {
             Verb::Stats => print::statistics(&reply),
             Verb::Metrics => print::text(&reply["text"]),
             Verb::Resize { disk, .. } => print::size(disk, &reply),
+            Verb::Link { card: None, .. } => print::cards(&reply),
             Verb::Memory { .. } => print::memory(&reply),
             Verb::Balloon { target: None } => print::balloon(&reply),
             _ => Ok(()),
@@ -133,6 +151,11 @@ impl Verb {
             Self::Resize { disk, size } => {
                 let size = size.map(|size| size.0);
                 return ("ResizeDisk", json!({ "disk": disk, "size": size }));
+            }
+            Self::Link { card: None, .. } => "ListNetworkCards",
+            Self::Link { card, plug } => {
+                let is_plugged = *plug == Some(Plug::On);
+                return ("SetNetworkLink", json!({ "card": card, "plugged": is_plugged }));
             }
             Self::Stats => "GetStatistics",
             Self::Metrics => "GetMetrics",
@@ -161,6 +184,7 @@ impl Verb {
                 | Self::Reset
                 | Self::Stop
                 | Self::Balloon { target: Some(_) }
+                | Self::Link { card: Some(_), .. }
         )
     }
 }

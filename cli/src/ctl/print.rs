@@ -37,6 +37,17 @@ pub(super) fn disks(reply: &Value) -> Result<()> {
     table(&rows)
 }
 
+/// The network cards, one a line.
+pub(super) fn cards(reply: &Value) -> Result<()> {
+    let mut rows = vec![["CARD", "PLUG", "LINK"].map(str::to_owned)];
+    for card in reply["cards"].as_array().into_iter().flatten() {
+        let plug = if card["plugged"] == true { "in" } else { "out" };
+        let link = if card["up"] == true { "up" } else { "down" };
+        rows.push([word(&card["name"]), plug.to_owned(), link.to_owned()]);
+    }
+    table(&rows)
+}
+
 /// The size that a disk has now.
 pub(super) fn size(disk: &str, reply: &Value) -> Result<()> {
     let size = size_text(reply["size"].as_u64().unwrap_or_default());

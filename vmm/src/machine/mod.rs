@@ -264,6 +264,7 @@ fn steering(
         button: devices.power_button(),
         watchdog: devices.watchdog(),
         disks: devices.take_disks(),
+        cards: devices.cards(),
         counted: devices.take_counted(),
         notifier: notifier.clone(),
         sizer: devices.sizer(),

@@ -163,7 +163,12 @@ impl Link {
 
     /// Whether frames shall pass: the host's end is up and the plug is in.
     pub fn is_up(&self) -> bool {
-        self.0.has_carrier.load(Ordering::Relaxed) && self.0.is_plugged.load(Ordering::Relaxed)
+        self.0.has_carrier.load(Ordering::Relaxed) && self.is_plugged()
+    }
+
+    /// Whether the plug is in, whatever the host's end does.
+    pub fn is_plugged(&self) -> bool {
+        self.0.is_plugged.load(Ordering::Relaxed)
     }
 
     /// Says whether the host's end can carry frames; the driver is told when the link changes.

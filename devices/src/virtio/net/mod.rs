@@ -111,6 +111,11 @@ impl NetHandle {
         self.link.is_up()
     }
 
+    /// Whether the plug is in; frames pass where the host's end can carry them as well.
+    pub fn is_plugged(&self) -> bool {
+        self.link.is_plugged()
+    }
+
     /// Pulls the plug or puts it in again: no frame passes meanwhile, and the guest sees it.
     pub fn set_plugged(&self, is_plugged: bool) {
         self.link.set_plugged(is_plugged);

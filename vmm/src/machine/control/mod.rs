@@ -1,6 +1,7 @@
 //! The main thread's part while a guest runs: signals, control clients, and the time that a guest
 //! is given to end.
 
+mod cards;
 mod memory;
 mod statistics;
 mod steering;

@@ -11,6 +11,7 @@ use devices::host::stream::Outlet;
 use devices::power::PowerButton;
 use devices::virtio::balloon::Inflator;
 use devices::virtio::mem::Sizer;
+use devices::virtio::net::NetHandle;
 use devices::watchdog::Watchdog;
 use serde_json::{Value, json};
 use vmm_sys_util::timerfd::TimerFd;
@@ -42,6 +43,8 @@ pub(crate) struct Parts {
     pub(crate) watchdog: Option<SharedWatchdog>,
     /// The disks.
     pub(crate) disks: Vec<Disk>,
+    /// The network cards.
+    pub(crate) cards: Vec<NetHandle>,
     /// The places where clients can look on at a console, by name.
     pub(crate) consoles: Vec<(&'static str, Outlet)>,
     /// The devices that count.

@@ -6,6 +6,7 @@ use devices::host::stream::WindowSize;
 use serde_json::{Value, json};
 
 use super::super::devices::Disk;
+use super::cards;
 use super::memory;
 use super::statistics;
 use super::steering::Steering;
@@ -28,6 +29,8 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("Stop", &[], stop),
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
+        verb("ListNetworkCards", &[], cards::list),
+        verb("SetNetworkLink", &["card", "plugged"], cards::set_link),
         verb("AttachConsole", &["console", "columns", "rows"], attach_console),
         verb("GetStatistics", &[], get_statistics),
         verb("GetMetrics", &[], get_metrics),

@@ -30,6 +30,7 @@ use devices::virtio::counters::Counters;
 use devices::virtio::device::{DeviceKind, VirtioDevice};
 use devices::virtio::mem::Sizer;
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::net::NetHandle;
 use devices::virtio::pci::PciTransport;
 use devices::virtio::rng::Entropy;
 use devices::virtio::{self};
@@ -192,6 +193,11 @@ impl Devices {
         if let Some(sizer) = &self.sizer {
             sizer.switch_off();
         }
+    }
+
+    /// The network cards, as they are seen from outside the guest.
+    pub(crate) fn cards(&self) -> Vec<NetHandle> {
+        self.cards.iter().map(|card| card.handle.clone()).collect()
     }
 
     /// Tells the log what went through the network cards.

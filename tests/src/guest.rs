@@ -18,7 +18,7 @@ use crate::testbed::Testbed;
 
 /// What a guest may take for one step. A step takes seconds in an emulated host; this is for one
 /// that will not come.
-pub const PATIENCE: Duration = Duration::from_secs(150);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What systemd may take to come up or to go down.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(360);

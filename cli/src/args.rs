@@ -15,6 +15,7 @@ use vmm::config::{
 use crate::ctl::Control;
 use crate::devices::{self, BalloonChange, MemoryChange};
 use crate::key_values::on_or_off;
+use crate::vm::{Microvm, Vm};
 
 /// A virtual machine monitor for lightweight NixOS guests.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Check(Machine),
     /// Controls a running machine that was started with --control.
     Ctl(Control),
+    /// Makes, updates, runs and enters guests that are units of systemd.
+    Vm(Vm),
     /// Takes the ELF kernel out of a bzImage, so that no guest has to unpack it at each boot.
     UnpackKernel {
         /// The compressed kernel.
@@ -196,13 +199,36 @@ pub(crate) struct Machine {
     pub(crate) log_level: Option<LevelFilter>,
 }
 
-impl CommandLine {
+/// What the process was called for.
+pub(crate) enum Invocation {
+    /// As itself.
+    Nixvmm(Box<Command>),
+    /// As the command of microvm.nix.
+    Microvm(Microvm),
+}
+
+impl Invocation {
     /// Reads the process's arguments; prints what is wrong with them and ends the process with
     /// status 2, or prints the help that they ask for and ends it with 0.
     pub(crate) fn from_arguments() -> Self {
-        Self::parse_from(with_command(std::env::args_os()))
+        let mut arguments: Vec<_> = std::env::args_os().collect();
+        if !Microvm::is_called(arguments.first().map(OsString::as_os_str)) {
+            return Self::nixvmm(with_command(arguments.into_iter()));
+        }
+        let word = arguments.get(1).and_then(|first| first.to_str());
+        if word.is_none_or(|word| word.starts_with('-')) {
+            return Self::Microvm(Microvm::parse_from(arguments));
+        }
+        arguments.insert(1, "vm".into());
+        Self::nixvmm(arguments)
     }
 
+    fn nixvmm(arguments: Vec<OsString>) -> Self {
+        Self::Nixvmm(Box::new(CommandLine::parse_from(arguments).command))
+    }
+}
+
+impl CommandLine {
     /// The definitions for a manual page or completions: flags of `run` stand at the top too.
     pub(crate) fn flat() -> clap::Command {
         let mut command = Self::command();

@@ -11,6 +11,7 @@ mod log;
 mod manual;
 mod terminal;
 mod unpack;
+mod vm;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -20,17 +21,28 @@ use anyhow::{Context as _, Result};
 use vmm::config::{Config, Console};
 use vmm::sandbox::{LastWords, set_last_words};
 
-use crate::args::{Command, CommandLine, Machine};
+use crate::args::{Command, Invocation, Machine};
 use crate::terminal::RawTerminal;
 
 /// The status of a wrong command line, clap's too.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    match CommandLine::from_arguments().command {
+    let command = match Invocation::from_arguments() {
+        Invocation::Nixvmm(command) => *command,
+        Invocation::Microvm(microvm) => {
+            log::start(LevelFilter::Info);
+            return ended(microvm.run());
+        }
+    };
+    match command {
         Command::Run(machine) => with_machine(machine, run),
         Command::Check(machine) => with_machine(machine, print),
         Command::Ctl(control) => ended(control.run().map(|()| 0)),
+        Command::Vm(vm) => {
+            log::start(LevelFilter::Info);
+            ended(vm.run())
+        }
         Command::UnpackKernel { bzimage, vmlinux } => {
             ended(unpack::unpack_kernel(&bzimage, &vmlinux).map(|()| 0))
         }

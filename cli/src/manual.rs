@@ -43,6 +43,8 @@ fn synopsis() -> Roff {
         ("nixvmm [run]", "--kernel FILE [OPTIONS]"),
         ("nixvmm check", "[OPTIONS]"),
         ("nixvmm ctl", "SOCKET VERB [ARGUMENTS] [--json]"),
+        ("nixvmm vm", "VERB [NAME] [ARGUMENTS] [--state DIR]"),
+        ("microvm", "-c NAME [-f FLAKE] | -u [-R] NAME... | -r NAME | -s NAME [COMMAND] | -l"),
         ("nixvmm unpack-kernel", "BZIMAGE VMLINUX"),
         ("nixvmm completions", "SHELL"),
         ("nixvmm man", ""),
@@ -58,27 +60,50 @@ fn commands() -> Roff {
     let mut command_line = CommandLine::command();
     command_line.build();
     roff.control("SH", ["COMMANDS"]);
-    describe(&mut roff, &command_line);
-    roff.control("SH", ["VERBS OF nixvmm ctl"]);
-    if let Some(control) = command_line.find_subcommand("ctl") {
-        describe(&mut roff, control);
+    for command in command_line.get_subcommands() {
+        describe(&mut roff, command);
+    }
+    for (name, title) in [("ctl", "VERBS OF nixvmm ctl"), ("vm", "VERBS OF nixvmm vm")] {
+        roff.control("SH", [title]);
+        let command = command_line.find_subcommand(name);
+        for verb in command.into_iter().flat_map(clap::Command::get_subcommands) {
+            describe(&mut roff, verb);
+            flags(&mut roff, verb);
+        }
     }
     roff
 }
 
-/// Each command within `command` with its arguments and what it does.
+/// A command with its arguments and what it does.
 fn describe(roff: &mut Roff, command: &clap::Command) {
-    for command in command.get_subcommands() {
-        let arguments: String = command
-            .get_positionals()
-            .map(|argument| {
-                let name = argument.get_id().as_str().to_uppercase();
-                if argument.is_required_set() { format!(" {name}") } else { format!(" [{name}]") }
-            })
-            .collect();
+    let arguments: String = command
+        .get_positionals()
+        .map(|argument| {
+            let name = argument.get_id().as_str().to_uppercase();
+            if argument.is_required_set() { format!(" {name}") } else { format!(" [{name}]") }
+        })
+        .collect();
+    roff.control("TP", []);
+    roff.text([bold(command.get_name()), roman(arguments)]);
+    roff.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+}
+
+/// The flags that a verb has for itself.
+fn flags(roff: &mut Roff, command: &clap::Command) {
+    let own = |flag: &&clap::Arg| {
+        !flag.is_positional() && !flag.is_global_set() && flag.get_id() != "help"
+    };
+    for flag in command.get_arguments().filter(own) {
+        let short = flag.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
+        let long = flag.get_long().unwrap_or_default();
+        let takes_value = flag.get_action().takes_values();
+        let values = flag.get_value_names().filter(|_| takes_value).unwrap_or_default();
+        let values: String = values.iter().map(|value| format!(" {value}")).collect();
+        roff.control("RS", []);
         roff.control("TP", []);
-        roff.text([bold(command.get_name()), roman(arguments)]);
-        roff.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+        roff.text([bold(format!("{short}--{long}")), roman(values)]);
+        roff.text([roman(flag.get_help().map(ToString::to_string).unwrap_or_default())]);
+        roff.control("RE", []);
     }
 }
 
@@ -104,7 +129,11 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("0", "The guest powered off, or the command did what it was asked for."),
             ("1", "The machine could not be built, or could not go on."),
             ("2", "The command line or a configuration file is wrong."),
-            ("3", "The guest rebooted, with --on-reboot exit."),
+            (
+                "3",
+                "The guest rebooted, with --on-reboot exit; `nixvmm vm status` found that it does \
+                 not run.",
+            ),
             ("4", "The guest's kernel panicked."),
             ("5", "A processor of the guest met a triple fault."),
             (
@@ -113,6 +142,10 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
                  ended at once by Ctrl-A x, a second signal or `nixvmm ctl SOCKET stop`.",
             ),
             ("7", "The guest's watchdog expired, with --watchdog exit."),
+            (
+                "another's",
+                "`nixvmm vm` becomes ssh for `shell`, journalctl for `logs`, the runner for `run`.",
+            ),
             (
                 "159 (SIGSYS)",
                 "The sandbox ended the process, and its last line on standard error names the \
@@ -130,6 +163,17 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
                  varlink: `varlinkctl introspect SOCKET io.nixvmm.Machine` lists all calls. A \
                  socket that a service manager passes under the name control \
                  (FileDescriptorName=control) is used in its place.",
+            ),
+            (
+                "/var/lib/microvms/NAME",
+                "A guest of `nixvmm vm` and its units: `current` leads to the runner that the next \
+                 start runs, `booted` to what runs, `old` to what a rollback goes back to, `flake` \
+                 says what it is built from; `toplevel` marks one that the host's configuration \
+                 has. Its images and sockets are there too.",
+            ),
+            (
+                "/nix/var/nix/gcroots/microvm",
+                "Links that keep all three from the garbage collector.",
             ),
             (
                 "FILE.json",
@@ -150,6 +194,10 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
                 "nixvmm --kernel vmlinux --memory 4G,hugepages=2M --cpus 4 --disk \
                  data.img,serial=data --console socket,path=/run/guest/console",
                 "A guest with a volume, whose console waits for a client.",
+            ),
+            (
+                "nixvmm vm create web --flake github:example/guests --start",
+                "A guest that is a unit, built from nixosConfigurations.web of a flake.",
             ),
             (
                 "nixvmm check --config guest.json --cpus 8 > resolved.json",

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use vmm::control::MACHINE_INTERFACE_NAME;
 
 /// Calls go out, replies come in.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: BufReader<UnixStream>,
 }
 
 impl Connection {
     /// Connects to `socket`.
-    pub(super) fn open(socket: &Path) -> Result<Self> {
+    pub(crate) fn open(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::NotFound => {
@@ -31,7 +31,7 @@ impl Connection {
     }
 
     /// Calls a method and returns the parameters of its reply.
-    pub(super) fn call(&mut self, method: &str, parameters: &Value) -> Result<Value> {
+    pub(crate) fn call(&mut self, method: &str, parameters: &Value) -> Result<Value> {
         self.send(method, &json!({ "parameters": parameters }))?;
         self.reply()?.context("the machine ended")
     }

@@ -2,9 +2,9 @@
 
 mod connection;
 mod console;
-mod print;
+pub(crate) mod print;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use vmm::config::ByteSize;
 
-use self::connection::Connection;
+pub(crate) use self::connection::Connection;
 
 /// What a guest is given to answer with new statistics: one that runs needs microseconds, one that
 /// is paused or has no driver never answers.
@@ -33,8 +33,9 @@ pub(crate) struct Control {
     verb: Verb,
 }
 
+/// What is done to a running machine.
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub(crate) enum Verb {
     /// Prints what the machine is doing.
     State,
     /// Prints the machine as JSON, as --config takes it.
@@ -95,7 +96,7 @@ enum Verb {
 
 /// Where a plug is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Plug {
+pub(crate) enum Plug {
     /// In.
     On,
     /// Out.
@@ -105,33 +106,38 @@ enum Plug {
 impl Control {
     /// Does it and prints the reply.
     pub(crate) fn run(self) -> Result<()> {
-        let mut connection = Connection::open(&self.socket)?;
-        if let Verb::Console { serial } = self.verb {
-            return console::attach(connection, serial);
-        }
-        let (method, parameters) = self.verb.call();
-        if let Verb::Events = self.verb {
-            return connection.follow(method, |event| print::event(event, self.json));
-        }
-        let reply = match self.verb {
-            Verb::Balloon { target: None } => fresh_balloon(&mut connection, method)?,
-            _ => connection.call(method, &parameters)?,
-        };
-        if self.json && self.verb.has_reply() {
-            return print::json(&reply);
-        }
-        match &self.verb {
-            Verb::State => print::state(&reply),
-            Verb::Config => print::json(&reply["configuration"]),
-            Verb::Disks => print::disks(&reply),
-            Verb::Stats => print::statistics(&reply),
-            Verb::Metrics => print::text(&reply["text"]),
-            Verb::Resize { disk, .. } => print::size(disk, &reply),
-            Verb::Link { card: None, .. } => print::cards(&reply),
-            Verb::Memory { .. } => print::memory(&reply),
-            Verb::Balloon { target: None } => print::balloon(&reply),
-            _ => Ok(()),
-        }
+        act(&self.socket, &self.verb, self.json)
+    }
+}
+
+/// Does it to the machine behind `socket`, and prints the reply.
+pub(crate) fn act(socket: &Path, verb: &Verb, json: bool) -> Result<()> {
+    let mut connection = Connection::open(socket)?;
+    if let Verb::Console { serial } = verb {
+        return console::attach(connection, *serial);
+    }
+    let (method, parameters) = verb.call();
+    if let Verb::Events = verb {
+        return connection.follow(method, |event| print::event(event, json));
+    }
+    let reply = match verb {
+        Verb::Balloon { target: None } => fresh_balloon(&mut connection, method)?,
+        _ => connection.call(method, &parameters)?,
+    };
+    if json && verb.has_reply() {
+        return print::json(&reply);
+    }
+    match verb {
+        Verb::State => print::state(&reply),
+        Verb::Config => print::json(&reply["configuration"]),
+        Verb::Disks => print::disks(&reply),
+        Verb::Stats => print::statistics(&reply),
+        Verb::Metrics => print::text(&reply["text"]),
+        Verb::Resize { disk, .. } => print::size(disk, &reply),
+        Verb::Link { card: None, .. } => print::cards(&reply),
+        Verb::Memory { .. } => print::memory(&reply),
+        Verb::Balloon { target: None } => print::balloon(&reply),
+        _ => Ok(()),
     }
 }
 

@@ -128,7 +128,7 @@ pub(super) fn event(event: &Value, as_json: bool) -> Result<()> {
 }
 
 /// Rows of columns, each as wide as its widest cell.
-pub(super) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Result<()> {
+pub(crate) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Result<()> {
     Ok(io::stdout().lock().write_all(table_text(rows).as_bytes())?)
 }
 

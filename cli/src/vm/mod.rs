@@ -1,0 +1,246 @@
+//! `nixvmm vm`: guests that have a folder each, are built by Nix and run as units of systemd.
+//!
+//! What is done here is done to links and files of that folder; the work is that of `nix`,
+//! `systemctl` and `journalctl`, and of the control socket of a guest that runs.
+
+mod change;
+mod flake;
+mod folder;
+mod guest;
+mod list;
+mod microvm;
+mod name;
+mod power;
+mod programs;
+mod roots;
+mod units;
+mod vsock;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use vmm::config::ByteSize;
+
+use self::change::Source;
+use self::flake::Flake;
+use self::folder::State;
+use self::name::Name;
+use self::power::Power;
+use crate::ctl::Verb as Control;
+
+pub(crate) use self::microvm::Microvm;
+
+/// What is done to which guest.
+#[derive(Args, Debug)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Vm {
+    /// The folder that has a folder for each guest; the units know the default only.
+    #[arg(long, global = true, value_name = "DIR", default_value = folder::STATE)]
+    state: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Builds a new guest and puts it in place, all of it or nothing.
+    Create {
+        /// The guest, and the system of the flake unless that names another.
+        name: Name,
+        /// The flake whose nixosConfigurations.NAME is built, or .SYSTEM where that is given
+        /// [default: git+file:///etc/nixos].
+        #[arg(long, short, value_name = "FLAKE[#SYSTEM]")]
+        flake: Option<Flake>,
+        /// A runner that is built already, in place of a flake.
+        #[arg(long, value_name = "DIR", conflicts_with = "flake")]
+        runner: Option<PathBuf>,
+        /// Starts it too.
+        #[arg(long)]
+        start: bool,
+    },
+    /// Builds guests anew from their flakes; what they run now stays for `rollback`.
+    Update {
+        /// The guests.
+        #[arg(required_unless_present = "all")]
+        names: Vec<Name>,
+        /// All guests that have a flake.
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+        /// Restarts those that run and have changed.
+        #[arg(long, short = 'R')]
+        restart: bool,
+    },
+    /// Makes current what was current before the last update; a second rollback undoes it.
+    Rollback {
+        /// The guest.
+        name: Name,
+        /// Restarts it if it runs.
+        #[arg(long, short = 'R')]
+        restart: bool,
+    },
+    /// Lists guests, what they do, and whether a restart or an update would change them.
+    List {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+        /// Evaluates each flake to find out whether an update would change the guest, which takes
+        /// a while.
+        #[arg(long)]
+        outdated: bool,
+    },
+    /// Tells what a guest does; status 0 if it runs, 3 if not.
+    Status {
+        /// The guest.
+        name: Name,
+        /// Prints JSON, as `list` does.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Starts guests and waits until they are up.
+    Start {
+        /// The guests.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Asks guests to power off, and waits until they have ended.
+    Stop {
+        /// The guests.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Stops guests and starts them with what is current.
+    Restart {
+        /// The guests.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Stops a guest and forgets it; its images stay unless --remove-state is given.
+    Destroy {
+        /// The guest.
+        name: Name,
+        /// Removes its folder with everything in it.
+        #[arg(long)]
+        remove_state: bool,
+    },
+    /// Connects this terminal with the guest's console; Ctrl-A x leaves, and the guest goes on.
+    Console {
+        /// The guest.
+        name: Name,
+        /// The serial port instead.
+        #[arg(long)]
+        serial: bool,
+    },
+    /// Opens a shell in the guest, or runs a command there, by ssh over vsock.
+    #[command(visible_alias = "ssh")]
+    Shell {
+        /// The guest.
+        name: Name,
+        /// The user in the guest.
+        #[arg(long, default_value = "root")]
+        user: String,
+        /// What ssh takes behind a host: its options, and the command.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Connects standard input and output with a port of the guest, over vsock.
+    Connect {
+        /// The guest.
+        name: Name,
+        /// The port, at which a program of the guest listens.
+        port: u32,
+    },
+    /// Shows the log of a guest and its helpers.
+    Logs {
+        /// The guest.
+        name: Name,
+        /// Waits for more.
+        #[arg(long, short)]
+        follow: bool,
+        /// The last lines only.
+        #[arg(long, short = 'n')]
+        lines: Option<u32>,
+        /// What else journalctl takes.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Grows a disk of a running guest, or changes its memory.
+    Resize {
+        /// The guest.
+        name: Name,
+        /// The disk: its serial, or disk0 and so on where it has none.
+        #[arg(required_unless_present = "memory")]
+        disk: Option<String>,
+        /// Grows the disk's image to this size first; else the guest learns the size it has.
+        size: Option<ByteSize>,
+        /// How much memory the guest shall have.
+        #[arg(long, value_name = "SIZE", conflicts_with = "disk")]
+        memory: Option<ByteSize>,
+    },
+    /// Does to a running guest what `nixvmm ctl` does.
+    Ctl {
+        /// The guest.
+        name: Name,
+        /// Prints replies as JSON.
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        verb: Control,
+    },
+    /// Runs a guest on this terminal, without systemd.
+    Run {
+        /// The guest.
+        name: Name,
+    },
+}
+
+impl Vm {
+    /// Does it; returns the status to end with.
+    pub(crate) fn run(self) -> Result<u8> {
+        let state = State::new(&self.state)?;
+        self.verb.run(&state)
+    }
+}
+
+impl Verb {
+    fn run(self, state: &State) -> Result<u8> {
+        let done = match self {
+            Self::Status { name, json } => return list::status(state, &name, json),
+            Self::Create { name, flake, runner, start } => {
+                create(state, &name, Source::new(flake, runner)?, start)
+            }
+            Self::Update { names, all, restart } => {
+                let names = if all { change::updatable(state)? } else { names };
+                return change::update_all(state, &names, restart);
+            }
+            Self::Rollback { name, restart } => change::rollback(state, &name, restart),
+            Self::List { json, outdated } => list::list(state, json, outdated),
+            Self::Start { names } => power::act(state, &names, Power::Start),
+            Self::Stop { names } => power::act(state, &names, Power::Stop),
+            Self::Restart { names } => power::act(state, &names, Power::Restart),
+            Self::Destroy { name, remove_state } => change::destroy(state, &name, remove_state),
+            Self::Console { name, serial } => guest::console(state, &name, serial),
+            Self::Shell { name, user, arguments } => guest::shell(state, &name, &user, &arguments),
+            Self::Connect { name, port } => guest::connect(state, &name, port),
+            Self::Logs { name, follow, lines, arguments } => {
+                guest::logs(state, &name, follow, lines, &arguments)
+            }
+            Self::Resize { name, disk, size, memory } => {
+                let verb = match disk {
+                    Some(disk) => Control::Resize { disk, size },
+                    None => Control::Memory { size: memory },
+                };
+                guest::control(state, &name, &verb, false)
+            }
+            Self::Ctl { name, json, verb } => guest::control(state, &name, &verb, json),
+            Self::Run { name } => guest::run(state, &name),
+        };
+        done.map(|()| 0)
+    }
+}
+
+fn create(state: &State, name: &Name, source: Source, start: bool) -> Result<()> {
+    change::create(state, name, source)?;
+    if start { power::act(state, std::slice::from_ref(name), Power::Start) } else { Ok(()) }
+}

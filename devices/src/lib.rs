@@ -13,6 +13,7 @@ pub mod panic;
 pub mod pci;
 pub mod power;
 pub mod serial;
+pub mod store;
 #[cfg(test)]
 mod test;
 pub mod virtio;

@@ -10,5 +10,6 @@ pub mod signals;
 pub mod stream;
 pub mod tap;
 pub mod vhost;
+pub(crate) mod volatile;
 pub mod vsock;
 pub mod vsock_listener;

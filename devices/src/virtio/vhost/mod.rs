@@ -435,4 +435,4 @@ fn lock<T>(back_end: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod test;
+pub(crate) mod test;

@@ -11,7 +11,7 @@ use crate::test::peer::{Peer, Place, QUEUES};
 use crate::virtio::device::{DeviceKind, Offer, VirtioDevice};
 
 /// A device whose queues are a peer's.
-struct Remote {
+pub(crate) struct Remote {
     rings: Arc<Mutex<UserRings>>,
     features: u64,
     home: LoopHandle,
@@ -49,13 +49,13 @@ impl VirtioDevice for Remote {
 }
 
 /// The loops of a device: its own, and the one that watches the time.
-struct Loops {
+pub(crate) struct Loops {
     home: LoopThread,
     watch: LoopThread,
 }
 
 impl Loops {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { home: LoopThread::new(), watch: LoopThread::new() }
     }
 
@@ -63,7 +63,7 @@ impl Loops {
         UserVhost::connect(place.path(), QUEUES as u64, self.watch.handle())
     }
 
-    fn device(&self, place: &Place) -> (Box<Remote>, Receiver<bool>) {
+    pub(crate) fn device(&self, place: &Place) -> (Box<Remote>, Receiver<bool>) {
         let (sender, presence) = channel();
         let vhost = self.connect(place).unwrap();
         (Box::new(Remote::new(vhost, self.home.handle(), sender)), presence)

@@ -11,6 +11,7 @@ mod disk;
 mod machine;
 mod memory;
 mod net;
+mod nix;
 mod nixos;
 mod power;
 mod sandbox;
@@ -72,7 +73,7 @@ fn guest_tests() -> Vec<GuestTest> {
 
 /// The tests that need no guest.
 fn host_trials() -> Vec<Trial> {
-    [tidy::trials(), units::trials()].into_iter().flatten().collect()
+    [tidy::trials(), units::trials(), nix::trials()].into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,125 @@
+# Guests that NixOS builds, run by units of a NixOS host, which is itself a virtual machine: it needs
+# a builder with nested virtualisation.
+{
+  nixpkgs,
+  pkgs,
+  self,
+}:
+
+let
+  inherit (nixpkgs) lib;
+
+  check =
+    name: guests: script:
+    pkgs.testers.runNixOSTest {
+      name = "nixvmm-${name}";
+      nodes.host = {
+        imports = [ self.nixosModules.host ];
+        virtualisation = {
+          cores = 2;
+          memorySize = 3072;
+          diskSize = 8192;
+          qemu.options = [ "-cpu host" ];
+        };
+        microvm.vms = lib.mapAttrs (_: guest: {
+          config.imports = [
+            guest
+            { system.stateVersion = lib.trivial.release; }
+          ];
+        }) guests;
+      };
+      testScript = script;
+    };
+
+  # The unit has started when systemd in the guest has come up.
+  boots = name: guest: check name { inherit guest; } ''
+    host.wait_for_unit("nixvmm@guest.service", timeout=300)
+    host.succeed("systemctl stop nixvmm@guest.service")
+    host.succeed("systemctl show -p Result nixvmm@guest.service | grep -q success")
+  '';
+
+  witness = {
+    microvm.volumes = [
+      {
+        image = "witness.img";
+        mountPoint = "/witness";
+        size = 64;
+      }
+    ];
+    systemd.services.witness = {
+      wantedBy = [ "multi-user.target" ];
+      unitConfig.RequiresMountsFor = "/witness";
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+      };
+      script = "echo started >> /witness/log";
+      preStop = "echo stopped >> /witness/log; sync";
+    };
+  };
+in
+{
+  store-on-erofs = boots "store-on-erofs" { microvm.storeDiskType = "erofs"; };
+  store-on-squashfs = boots "store-on-squashfs" { microvm.storeDiskType = "squashfs"; };
+
+  store-overlay = boots "store-overlay" {
+    microvm.writableStoreOverlay = "/nix/.rw-store";
+    microvm.volumes = [
+      {
+        image = "store.img";
+        mountPoint = "/nix/.rw-store";
+        size = 512;
+      }
+    ];
+  };
+
+  store-share = boots "store-share" {
+    microvm.shares = [
+      {
+        proto = "virtiofs";
+        tag = "store";
+        source = "/nix/store";
+        mountPoint = "/nix/.ro-store";
+        readOnly = true;
+      }
+    ];
+  };
+
+  volume-keeps-what-a-stop-writes = check "volume" { guest = witness; } ''
+    for _ in range(2):
+        host.systemctl("start nixvmm@guest.service")
+        host.wait_for_unit("nixvmm@guest.service", timeout=300)
+        host.succeed("systemctl stop nixvmm@guest.service")
+    log = host.succeed("${pkgs.e2fsprogs}/bin/debugfs -R 'cat /log' /var/lib/microvms/guest/witness.img")
+    assert log.split() == ["started", "stopped"] * 2, log
+  '';
+
+  one-guest-restarts-alone = check "restart" { one = witness; other = { }; } ''
+    host.wait_for_unit("nixvmm@one.service", timeout=300)
+    host.wait_for_unit("nixvmm@other.service", timeout=300)
+    before = host.succeed("systemctl show -p MainPID nixvmm@other.service")
+    host.succeed("systemctl restart nixvmm@one.service")
+    assert before == host.succeed("systemctl show -p MainPID nixvmm@other.service")
+    host.succeed("test $(readlink /var/lib/microvms/one/booted) = $(readlink /var/lib/microvms/one/current)")
+  '';
+
+  tap = check "tap" {
+    guest = {
+      microvm.interfaces = [
+        {
+          type = "tap";
+          id = "vm-guest";
+          mac = "02:00:00:00:00:01";
+        }
+      ];
+      systemd.network.networks."10-lan" = {
+        matchConfig.MACAddress = "02:00:00:00:00:01";
+        address = [ "192.0.2.2/24" ];
+      };
+    };
+  } ''
+    host.wait_for_unit("nixvmm@guest.service", timeout=300)
+    host.succeed("ip address add 192.0.2.1/24 dev vm-guest")
+    host.wait_until_succeeds("ping -c 1 192.0.2.2", timeout=60)
+  '';
+}

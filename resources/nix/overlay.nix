@@ -1,0 +1,4 @@
+# overlays.default: nixvmm among the packages.
+final: prev: {
+  nixvmm = final.pkgsStatic.callPackage ./package.nix { };
+}

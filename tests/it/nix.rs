@@ -1,0 +1,142 @@
+//! The Nix files: whether they parse, and whether they evaluate to what they shall.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+use tests::program;
+
+/// Names the folder `lib` of nixpkgs; without it, `NIX_PATH` may lead to nixpkgs.
+const LIBRARY: &str = "NIXPKGS_LIB";
+
+/// Names a tree of microvm.nix, beside whose modules ours are evaluated too.
+const UPSTREAM: &str = "MICROVM_NIX";
+
+/// Files that the evaluated machines name, in the folder that they have in place of the store.
+const STORE: &[&str] = &[
+    "data.img",
+    "initrd/initrd",
+    "microvm-store-disk.erofs",
+    "named.img",
+    "virtiofsd/bin/virtiofsd",
+    "vmlinux-6.12/vmlinux",
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let checks: &[(&str, fn() -> Result<()>)] = &[
+        ("nix::every_file_parses", parse),
+        ("nix::modules_evaluate_to_what_is_expected_and_nixvmm_takes_their_machines", evaluate),
+    ];
+    let trial = |(name, check): &(&str, fn() -> Result<()>)| {
+        let check = *check;
+        Trial::test(*name, move || check().map_err(|error| Failed::from(format!("{error:#}"))))
+    };
+    checks.iter().map(trial).collect()
+}
+
+fn parse() -> Result<()> {
+    if !is_installed() {
+        return Ok(());
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![root.join("flake.nix")];
+    find_nix_files(&root.join("resources/nix"), &mut files)?;
+    ensure!(files.len() > 20, "only {} Nix files found", files.len());
+    let output = Command::new("nix-instantiate").arg("--parse").args(&files).output()?;
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{complaints}");
+    Ok(())
+}
+
+fn evaluate() -> Result<()> {
+    let Some(library) = library() else { return Ok(()) };
+    if !is_installed() {
+        return Ok(());
+    }
+    let store = tempfile::tempdir()?;
+    for name in STORE {
+        let path = store.path().join(name);
+        fs::create_dir_all(path.parent().context("a parent")?)?;
+        fs::write(path, [0; 512])?;
+    }
+    let evaluated = run_nix(&library, store.path())?;
+    let count = evaluated["count"].as_u64().unwrap_or_default();
+    ensure!(count > 40, "only {count} cases were evaluated");
+    let failures = evaluated["failures"].as_array().context("failures")?;
+    ensure!(failures.is_empty(), "{}", serde_json::to_string_pretty(failures)?);
+    let machines = evaluated["machines"].as_object().context("machines")?;
+    ensure!(machines.len() >= 3, "only {} machines", machines.len());
+    for (name, machine) in machines {
+        check_machine(store.path(), machine).with_context(|| format!("machine {name}"))?;
+    }
+    Ok(())
+}
+
+fn run_nix(library: &str, store: &Path) -> Result<Value> {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/nix/tests");
+    let mut command = Command::new("nix-instantiate");
+    command.args(["--eval", "--strict", "--json"]).arg(tests);
+    command.args(["--arg", "lib", library]).arg("--argstr").arg("store").arg(store);
+    match std::env::var_os(UPSTREAM) {
+        Some(upstream) => {
+            command.args(["--arg", "upstream"]).arg(upstream);
+        }
+        None => eprintln!("\nNOT CHECKED: the adapter for microvm.nix; {UPSTREAM} names its tree"),
+    }
+    let output = command.output()?;
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{complaints}");
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The program that is tested takes the machine as it is.
+fn check_machine(folder: &Path, machine: &Value) -> Result<()> {
+    let file = folder.join("machine.json");
+    fs::write(&file, serde_json::to_vec(machine)?)?;
+    let output = Command::new(program::build()?)
+        .args(["check", "--config"])
+        .arg(&file)
+        .current_dir(folder)
+        .output()?;
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "nixvmm check: {complaints}");
+    Ok(())
+}
+
+/// nixpkgs' library as an expression, or nothing where there is none, which is said aloud.
+fn library() -> Option<String> {
+    if let Ok(path) = std::env::var(LIBRARY) {
+        return Some(format!("import {path}"));
+    }
+    let has_nixpkgs = std::env::var("NIX_PATH").is_ok_and(|path| path.contains("nixpkgs"));
+    if !has_nixpkgs {
+        eprintln!(
+            "\nNOT CHECKED: the NixOS modules are not evaluated, because {LIBRARY} does not name \
+             the folder `lib` of nixpkgs and NIX_PATH has no nixpkgs"
+        );
+    }
+    has_nixpkgs.then(|| "import <nixpkgs/lib>".to_owned())
+}
+
+fn is_installed() -> bool {
+    let is_installed = Command::new("nix-instantiate").arg("--version").output().is_ok();
+    if !is_installed {
+        eprintln!("\nNOT CHECKED: nix-instantiate is not installed (Debian: nix-bin)");
+    }
+    is_installed
+}
+
+fn find_nix_files(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find_nix_files(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "nix") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

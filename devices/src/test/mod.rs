@@ -7,6 +7,7 @@ pub(crate) mod driver;
 pub(crate) mod echo;
 pub(crate) mod hostile;
 mod independent;
+pub(crate) mod liar;
 pub(crate) mod pci_wire;
 pub(crate) mod peer;
 pub(crate) mod wire;

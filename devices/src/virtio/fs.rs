@@ -2,10 +2,16 @@
 //!
 //! Its front has the tag and the number of queues; every ring is the process's, and no request is
 //! looked at here. There is no notification queue and no DAX window: neither is offered.
+//!
+//! When a process is gone for good, requests get an error here: Linux does not reset the device,
+//! and who waited for an answer could not even be killed.
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::chain::Chain;
 use super::device::{Activation, DeviceKind, Offer, TRANSPORT_FEATURES, VirtioDevice};
 use super::vhost::{self, Share, UserRings};
 use crate::event::{LoopHandle, Registration};
@@ -115,13 +121,46 @@ impl VirtioDevice for FileSystem {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        let shares = vec![Share::new(&self.rings, 0..self.queue_count())];
+        let shares = vec![Share::new(&self.rings, 0..self.queue_count()).or_refuse(refuse)];
         self.worker = Some(vhost::start(&self.name, shares, &mut activation, &self.home)?);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+}
+
+/// What each request begins with (`struct fuse_in_header` of Linux), as far as it is needed here.
+#[derive(FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct RequestHeader {
+    len: u32,
+    opcode: u32,
+    unique: u64,
+}
+
+/// What each answer begins with (`struct fuse_out_header`).
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct AnswerHeader {
+    len: u32,
+    error: i32,
+    unique: u64,
+}
+
+/// What Linux says for a file system whose server has ended.
+const NOT_CONNECTED: i32 = -rustix::io::Errno::NOTCONN.raw_os_error();
+
+/// Answers a request as a file system without a server; some want no answer.
+fn refuse(chain: &mut Chain) -> u32 {
+    let Some(request) = chain.take::<RequestHeader>() else { return 0 };
+    let len = u32::try_from(size_of::<AnswerHeader>()).unwrap_or(u32::MAX);
+    let (len, error) = (len.to_le(), NOT_CONNECTED.to_le());
+    let answer = AnswerHeader { len, error, unique: request.unique };
+    match chain.writable_len() >= answer.as_bytes().len() {
+        true => u32::try_from(chain.write(answer.as_bytes())).unwrap_or_default(),
+        false => 0,
     }
 }
 

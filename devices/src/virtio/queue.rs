@@ -167,6 +167,52 @@ impl Queue {
         })
     }
 
+    /// Takes a queue over from whoever has served it until now and does not touch it any more; with
+    /// it come the heads of the chains that were made available and not used.
+    ///
+    /// Their number is known from the indices. Which they are is told by the entries of one round
+    /// of both rings: they were made available once more often than they were used. Only chains
+    /// that were used out of order across the beginning of that round could be mistaken.
+    pub fn resume(
+        setup: QueueSetup,
+        memory: GuestMemory,
+        features: u64,
+    ) -> Result<(Self, Vec<u16>), QueueError> {
+        let mut queue = Self::new(setup, memory, features)?;
+        let available = u16::from_le(queue.available.index.load(Ordering::Acquire));
+        let used = u16::from_le(queue.used.index.load(Ordering::Acquire));
+        let waiting = available.wrapping_sub(used);
+        if waiting > queue.size {
+            return Err(QueueError::AvailableIndex { index: available, next: used });
+        }
+        (queue.next_available, queue.known_available) = (available, available);
+        (queue.next_used, queue.signalled_used) = (used, used);
+        // Nobody else takes back what was said about notifications.
+        queue.used.flags.store(0, Ordering::Relaxed);
+        let mut surplus = vec![0_i32; usize::from(queue.size)];
+        let mut count = |head: Option<usize>, change: i32| {
+            if let Some(place) = head.and_then(|head| surplus.get_mut(head)) {
+                *place = place.saturating_add(change);
+            }
+        };
+        let first = available.wrapping_sub(queue.size);
+        for offset in 0..queue.size {
+            count(queue.available_head(first.wrapping_add(offset)), 1);
+        }
+        for offset in 0..queue.size - waiting {
+            count(queue.used_head(first.wrapping_add(offset)), -1);
+        }
+        let heads = (0..queue.size).zip(surplus).filter(|(_, surplus)| *surplus > 0);
+        let heads = heads.map(|(head, _)| head).take(usize::from(waiting)).collect();
+        Ok((queue, heads))
+    }
+
+    /// Fills `chain` with the chain at `head`, of those that [`Queue::resume`] found.
+    pub fn take(&mut self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
+        self.mark_in_flight(head)?;
+        self.walk(head, chain)
+    }
+
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
         self.size
@@ -234,6 +280,19 @@ impl Queue {
         if wanted {
             self.interrupt.trigger();
         }
+    }
+
+    /// The head in the entry of the available ring that `index` falls on.
+    fn available_head(&self, index: u16) -> Option<usize> {
+        let slot = usize::from(index & (self.size - 1));
+        self.available.bytes.read(AVAIL_RING + 2 * slot).map(|head| u16::from_le(head).into())
+    }
+
+    /// The same for the used ring.
+    fn used_head(&self, index: u16) -> Option<usize> {
+        let slot = usize::from(index & (self.size - 1));
+        let head: Option<u32> = self.used.bytes.read(USED_RING + slot * USED_ELEMENT_SIZE);
+        head.and_then(|head| usize::try_from(u32::from_le(head)).ok())
     }
 
     /// Reads the driver's index; asks for a notification when there is nothing, then looks again.

@@ -60,9 +60,9 @@ impl FileServer {
 pub(crate) fn report_end(name: &str, program: &str, child: &mut Child) {
     match child.try_wait() {
         Ok(Some(status)) => {
-            log::error!("{name}: {program} has ended ({status}): no files any more")
+            log::error!("{name}: {program} has ended ({status}): no files any more");
         }
-        _ => log::error!("{name}: {program} does not speak to us any more: no files"),
+        _ => log::error!("{name}: {program} speaks to us no more: no files any more"),
     }
 }
 

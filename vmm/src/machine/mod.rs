@@ -62,6 +62,20 @@ struct Images {
     initrd: Option<File>,
 }
 
+/// Processes that serve devices, each of which becomes one.
+pub(crate) struct Children {
+    /// The networks of the user's own, in the order of their cards.
+    passts: Vec<Passt>,
+    file_servers: Vec<FileServer>,
+}
+
+impl Children {
+    fn start(config: &Config) -> Result<Self> {
+        let passts = Passt::start_all(config)?;
+        Ok(Self { passts, file_servers: FileServer::start_all(config)? })
+    }
+}
+
 impl Machine {
     /// Builds the machine up to, and without, its processors.
     pub(crate) fn build(config: Config) -> Result<Self> {
@@ -70,8 +84,7 @@ impl Machine {
         let signals = block_signals()?;
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
         let endings = Endings::new()?;
-        let passts = Passt::start_all(&config)?;
-        let file_servers = FileServer::start_all(&config)?;
+        let children = Children::start(&config)?;
         let sandbox = Sandbox::prepare(&config)?;
         timing.end_step("event loop and sandbox");
 
@@ -101,8 +114,7 @@ impl Machine {
             vm: &vm,
             main_loop: &mut event_loop,
             endings: &endings,
-            passts,
-            file_servers,
+            children,
             is_controlled: listener.is_some(),
             sandbox: &sandbox,
             notifier: &notifier,

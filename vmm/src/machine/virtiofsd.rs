@@ -159,14 +159,22 @@ fn own_arguments(help: &str, share: &Share, source: &Path) -> Result<Vec<OsStrin
             add(flag, Some(value));
         }
     }
+    let is_quiet = !share.arguments.iter().any(|word| word.starts_with("--log-level"));
+    if is_quiet && has(help, "--log-level") {
+        add("--log-level", Some("warn".to_owned()));
+    }
     let mut arguments = vec![joined("--shared-dir=", source.as_os_str())];
     for (flag, value) in flags {
-        let is_known = help.split([' ', '\n', '=', ',', '[']).any(|word| word == flag);
-        ensure!(is_known, "has no {flag}: install a later virtiofsd, or leave that key out");
+        ensure!(has(help, flag), "has no {flag}: install a later virtiofsd, or leave that key out");
         let value = value.map_or_else(String::new, |value| format!("={value}"));
         arguments.push(format!("{flag}{value}").into());
     }
     Ok(arguments)
+}
+
+/// Whether a help tells of a flag.
+fn has(help: &str, flag: &str) -> bool {
+    help.split([' ', '\n', '=', ',', '[']).any(|word| word == flag)
 }
 
 fn qemu_arguments(share: &Share, source: &Path) -> Result<Vec<OsString>> {
@@ -187,6 +195,8 @@ fn qemu_arguments(share: &Share, source: &Path) -> Result<Vec<OsString>> {
         );
     }
     let mut options = vec![joined("source=", &escaped(source.as_os_str()))];
+    // What it is told later wins.
+    options.push("log_level=warn".into());
     let mut add = |option: String| options.push(option.into());
     match share.cache {
         Some(ShareCache::Never) => add("cache=none".to_owned()),
@@ -280,18 +290,20 @@ mod test {
         assert!(refused.starts_with("has no --readonly: install a later virtiofsd"), "{refused}");
         let refused = refusal(&dialect, &Share { translate_uid: Some("x".into()), ..share() });
         assert!(refused.starts_with("has no --translate-uid"), "{refused}");
-        let later = Dialect::from_help(&format!("{OWN}--readonly\n")).unwrap();
+        let later = Dialect::from_help(&format!("{OWN}--readonly\n--log-level <LEVEL>\n")).unwrap();
         let readonly = Share { readonly: true, ..share() };
-        assert_eq!(words(&later, &readonly, "/a"), "--shared-dir=/a --readonly");
+        assert_eq!(words(&later, &readonly, "/a"), "--shared-dir=/a --readonly --log-level=warn");
+        let loud = Share { arguments: vec!["--log-level=debug".into()], ..share() };
+        assert_eq!(words(&later, &loud, "/a"), "--shared-dir=/a");
     }
 
     #[test]
     fn qemus_is_told_by_options_and_cannot_do_everything() {
         let dialect = Dialect::from_help("    -o source=PATH             shared tree\n").unwrap();
-        assert_eq!(words(&dialect, &share(), "/a,b\\c"), "-o source=/a\\,b\\\\c");
+        assert_eq!(words(&dialect, &share(), "/a,b\\c"), "-o source=/a\\,b\\\\c -o log_level=warn");
         assert_eq!(
             words(&dialect, &every_key_of_old(), "/a"),
-            "-o source=/a -o cache=none -o sandbox=chroot -o xattr -o posix_acl"
+            "-o source=/a -o log_level=warn -o cache=none -o sandbox=chroot -o xattr -o posix_acl"
         );
         for (share, key) in [
             (Share { readonly: true, ..share() }, "readonly"),

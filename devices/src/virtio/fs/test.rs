@@ -5,6 +5,7 @@ use super::*;
 use crate::test::LoopThread;
 use crate::test::driver::Driver;
 use crate::test::hostile::Subject;
+use crate::test::liar::{Answer, FEATURES, Script, act};
 use crate::test::peer::{Peer, Place};
 
 /// The loops of a device: its own, and the one that watches the time.
@@ -93,7 +94,7 @@ fn a_process_that_is_lost_is_reported_and_served_by_again_when_it_is_back() {
 }
 
 #[test]
-fn the_end_of_a_child_is_reported_and_the_driver_is_told() {
+fn the_end_of_a_child_is_reported_and_requests_get_an_error() {
     let (place, loops) = (Place::new(), Loops::new());
     let peer = Peer::start(&place);
     let socket = UnixStream::connect(place.path()).unwrap();
@@ -106,8 +107,29 @@ fn the_end_of_a_child_is_reported_and_the_driver_is_told() {
     is_served(&mut driver);
     drop(peer);
     losses.recv().unwrap();
+    for round in 0..3_u8 {
+        for queue in [1, 0] {
+            let request = request(0x7700 + u64::from(round));
+            let expected = [16, 0, 0, 0, 149, 255, 255, 255, round, 0x77, 0, 0, 0, 0, 0, 0];
+            assert_eq!(driver.request(queue, &[&request], &[16, 4096]), expected);
+        }
+        // A request that wants no answer, and one that is none.
+        assert!(driver.request(0, &[&request(1)], &[]).is_empty());
+        assert!(driver.request(1, &[b"short"], &[16]).is_empty());
+        if round == 1 {
+            driver.start();
+        }
+    }
+    assert!(!driver.needs_reset());
+    driver.make_available(1, u16::MAX);
+    driver.wire.notify(1);
     driver.wait_needs_reset();
     driver.reset();
+}
+
+/// The beginning of a request, and as much again.
+fn request(unique: u64) -> Vec<u8> {
+    [&40_u32.to_le_bytes()[..], &[3, 0, 0, 0], &unique.to_le_bytes(), &[0; 24]].concat()
 }
 
 #[test]
@@ -121,4 +143,42 @@ fn a_hostile_driver_harms_nobody_but_itself() {
         works: &is_served,
     };
     subject.survives();
+}
+
+#[test]
+fn a_process_that_has_no_queue_for_requests_is_refused() {
+    use Answer::{Number, Silence};
+    let loops = Loops::new();
+    for count in [0, 1] {
+        // Owner, features, protocol features with the number of queues, and that number.
+        let none: Script = &[Silence, Number(FEATURES), Number(1), Silence, Number(0)];
+        let one: Script = &[Silence, Number(FEATURES), Number(1), Silence, Number(1)];
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let script = if count == 0 { none } else { one };
+        let peer = std::thread::spawn(move || act(theirs, script));
+        let vhost = UserVhost::with_child(ours, 5, loops.watch.handle()).unwrap();
+        let device = FileSystem::new(options("files"), vhost, loops.home.handle(), || ());
+        let error = device.err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("the process has no queue for requests"));
+        peer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_process_that_falls_silent_ends_in_refusals() {
+    use Answer::{Number, Silence};
+    let loops = Loops::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // Protocol features with answers to every request, and then none.
+    let script: Script =
+        &[Silence, Number(FEATURES), Number(1 << 3), Silence, Number(0), Silence, Silence];
+    let peer = std::thread::spawn(move || act(theirs, script));
+    let vhost = UserVhost::with_child(ours, 5, loops.watch.handle()).unwrap();
+    let device = FileSystem::new(options("files"), vhost, loops.home.handle(), || ()).unwrap();
+    let mut driver = Driver::pci(Box::new(device));
+    driver.start_with(1 << 32);
+    assert_eq!(driver.request(1, &[&request(5)], &[16])[4..8], [149, 255, 255, 255]);
+    assert!(!driver.needs_reset());
+    driver.reset();
+    peer.join().unwrap();
 }

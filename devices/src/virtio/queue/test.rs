@@ -333,3 +333,78 @@ proptest! {
         prop_assert_eq!(ours, theirs);
     }
 }
+
+/// Lets a server use all chains but the last `left`, in the order that `pick` says, for `count`
+/// chains that a driver makes available as fast as it can; the heads that are left.
+fn serve_and_die(
+    setup: &mut Setup,
+    count: usize,
+    left: usize,
+    pick: fn(usize) -> usize,
+) -> Vec<u16> {
+    let mut free: Vec<u16> = (0..setup.queue.size()).rev().collect();
+    let mut taken = Vec::new();
+    for made in 0..count {
+        while taken.len() > left && (free.is_empty() || made % 3 == 0) {
+            let head = taken.remove(pick(taken.len()));
+            setup.queue.complete(head, 0);
+            free.push(head);
+        }
+        let Some(head) = free.pop() else { break };
+        setup.offer(head, &[SplitDescriptor::new(BUFFERS, 8, 0, 0)]);
+        setup.queue.begin_batch();
+        assert!(setup.pop().unwrap());
+        taken.push(setup.chain.head());
+    }
+    setup.queue.notify_driver();
+    taken.sort_unstable();
+    taken
+}
+
+fn unanswered(setup: &Setup) -> Result<Vec<u16>, QueueError> {
+    let config = QueueConfig {
+        size: setup.queue.size(),
+        ready: true,
+        descriptor_table: setup.mock.desc_table_addr().0,
+        available_ring: setup.mock.avail_addr().0,
+        used_ring: USED,
+    };
+    let interrupt = Interrupt::Message(setup.interrupt.clone());
+    let doorbell = setup.queue.doorbell().clone();
+    Queue::resume(QueueSetup { config, doorbell, interrupt }, setup.memory, ALL)
+        .map(|(_, heads)| heads)
+}
+
+#[test]
+fn who_takes_a_queue_over_finds_what_was_not_used() {
+    let in_order = |_| 0;
+    let last_first = |len| len - 1;
+    for (count, left, pick) in [
+        (0, 0, in_order as fn(usize) -> usize),
+        (1, 1, in_order),
+        (5, 3, in_order),
+        (16, 16, in_order),
+        (100, 0, in_order),
+        (70_000, 5, in_order),
+        // Out of order, in less than a round.
+        (15, 2, last_first),
+        (16, 7, |len| len / 2),
+    ] {
+        let mut setup = Setup::new(16, ALL);
+        let expected = serve_and_die(&mut setup, count, left, pick);
+        assert_eq!(unanswered(&setup).unwrap(), expected, "{count} chains, {left} left");
+    }
+}
+
+#[test]
+fn rings_that_cannot_be_are_not_taken_over() {
+    let setup = Setup::new(16, ALL);
+    setup.mock.avail().idx().store(17_u16.to_le());
+    assert_eq!(unanswered(&setup), Err(QueueError::AvailableIndex { index: 17, next: 0 }));
+    // Heads outside the table are nobody's.
+    for slot in 0..16 {
+        setup.mock.avail().ring().ref_at(slot).unwrap().store(u16::MAX);
+    }
+    setup.mock.avail().idx().store(16_u16.to_le());
+    assert_eq!(unanswered(&setup), Ok(vec![]));
+}

@@ -8,6 +8,7 @@
 //! written to a register first, each interrupt comes by way of the loop.
 
 mod kernel;
+mod refusal;
 mod user;
 
 use std::io;
@@ -26,6 +27,8 @@ use crate::host::vhost::timer::Timer;
 use crate::interrupt::Interrupt;
 
 pub use self::kernel::KernelRings;
+pub use self::refusal::Refusal;
+use self::refusal::Refusing;
 pub use self::user::UserRings;
 
 /// Who was lost is looked for after this time, because a service manager may be quick,
@@ -40,6 +43,10 @@ const RETRY: u32 = 2;
 const FIRST_LIFELINE: u32 = 1 << 8;
 /// From here on, a token is the index of a ring.
 const FIRST_RELAY: u32 = 1 << 16;
+/// From here on, a token is the index of a share and that of a ring of its own.
+const FIRST_REFUSED: u32 = 1 << 24;
+/// How far the rings of two shares are apart there: more than a share has.
+const REFUSED_STRIDE: u32 = 1 << 11;
 
 /// Requests to a back end that belong together.
 pub type Exchange<'a, V> = dyn FnMut(&mut V) -> vhost::Result<()> + 'a;
@@ -95,12 +102,20 @@ pub struct Share<B> {
     /// The index of the device's queue for each ring of the back end, in the order of the rings.
     /// Those that the driver left disabled are left out.
     pub queues: Vec<usize>,
+    /// What answers requests when the back end is gone for good, where a driver would wait for
+    /// them for ever; without it, the device asks for a reset.
+    pub refusal: Option<Refusal>,
 }
 
 impl<B> Share<B> {
     /// Hands `queues` to a back end that may be used again after a reset.
     pub fn new(back_end: &Arc<Mutex<B>>, queues: impl IntoIterator<Item = usize>) -> Self {
-        Self { back_end: Arc::clone(back_end), queues: queues.into_iter().collect() }
+        Self { back_end: Arc::clone(back_end), queues: queues.into_iter().collect(), refusal: None }
+    }
+
+    /// Lets `refusal` answer when the back end is gone for good.
+    pub fn or_refuse(self, refusal: Refusal) -> Self {
+        Self { refusal: Some(refusal), ..self }
     }
 }
 
@@ -109,7 +124,7 @@ impl<B> Share<B> {
 ///
 /// The rings are checked here; set-up happens on the loop's thread after this has returned, because
 /// a processor is waiting. A back end that is lost is waited for where it may come back; otherwise
-/// the device asks for a reset.
+/// requests are refused or the device asks for a reset.
 pub fn start<B: BackEnd>(
     name: &str,
     shares: Vec<Share<B>>,
@@ -134,6 +149,8 @@ struct Shared<B> {
     back_end: Arc<Mutex<B>>,
     rings: Vec<Ring>,
     state: State,
+    refusal: Option<Refusal>,
+    refusing: Option<Refusing>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -193,7 +210,8 @@ impl<B: BackEnd> Handler for HandedOver<B> {
                     self.lose(index, &io::Error::other("who serves it has ended"), watch);
                 }
             }
-            FIRST_RELAY.. => self.relay(token - FIRST_RELAY),
+            FIRST_RELAY..FIRST_REFUSED => self.relay(token - FIRST_RELAY),
+            FIRST_REFUSED.. => self.refuse(token - FIRST_REFUSED, watch),
             _ => {}
         }
     }
@@ -260,7 +278,7 @@ impl<B: BackEnd> HandedOver<B> {
         let may_come_back = back_end.may_come_back();
         drop(back_end);
         if !may_come_back || self.retry.set(FIRST_RETRY).is_err() {
-            return self.fail(error, watch);
+            return self.end(index, error, watch);
         }
         crate::warn_limited!("{}: {error}; waiting for it to come back", self.name);
         share.state = State::Away;
@@ -289,12 +307,40 @@ impl<B: BackEnd> HandedOver<B> {
         }
     }
 
+    /// Ends service for good: by refusing every request, or by asking for a reset.
+    fn end(&mut self, index: usize, error: &io::Error, watch: &mut Watch<'_, '_>) {
+        let (memory, features) = (self.memory, self.features);
+        let Some(share) = self.shares.get_mut(index) else { return };
+        let Some(refusal) = share.refusal else { return self.fail(error, watch) };
+        crate::warn_limited!("{}: {error}; every request is refused", self.name);
+        let refusing = Refusing::begin(&share.rings, memory, features, refusal);
+        let watched = refusing.map_err(io::Error::other).and_then(|refusing| {
+            refusing.watch(refused_token(index), watch)?;
+            share.refusing = Some(refusing);
+            Ok(())
+        });
+        if let Err(error) = watched {
+            self.fail(&error, watch);
+        }
+    }
+
+    /// Answers what came by the ring of a share that `place` has both indices of.
+    fn refuse(&mut self, place: u32, watch: &mut Watch<'_, '_>) {
+        let index = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let share = self.shares.get_mut(index(place / REFUSED_STRIDE));
+        let Some(refusing) = share.and_then(|share| share.refusing.as_mut()) else { return };
+        if let Err(error) = refusing.serve(index(place % REFUSED_STRIDE)) {
+            self.fail(&io::Error::other(error), watch);
+        }
+    }
+
     /// Ends service until the driver resets the device.
     fn fail(&mut self, error: &io::Error, watch: &mut Watch<'_, '_>) {
         crate::warn_limited!("{}: {error}; the device needs a reset by its driver", self.name);
         for share in &mut self.shares {
             share.unwatch(watch);
             share.stop();
+            share.refusing = None;
         }
         self.needs_reset.request();
     }
@@ -315,7 +361,7 @@ impl<B: BackEnd> HandedOver<B> {
 impl<B: BackEnd> Shared<B> {
     fn new(share: Share<B>, activation: &mut Activation) -> io::Result<Self> {
         let mut rings = Vec::new();
-        for (number, index) in share.queues.into_iter().enumerate() {
+        for (number, index) in share.queues.iter().copied().enumerate() {
             if let Some(setup) = activation.queues.get_mut(index).and_then(Option::take) {
                 // Whoever serves a ring later, its addresses are checked as for a worker of ours.
                 Queue::new(setup.clone(), activation.memory, activation.features)
@@ -327,7 +373,8 @@ impl<B: BackEnd> Shared<B> {
                 rings.push(Ring { number, setup, call });
             }
         }
-        Ok(Self { back_end: share.back_end, rings, state: State::Idle })
+        let Share { back_end, queues: _, refusal } = share;
+        Ok(Self { back_end, rings, state: State::Idle, refusal, refusing: None })
     }
 
     fn numbers(&self) -> Vec<usize> {
@@ -428,6 +475,11 @@ fn regions(memory: GuestMemory) -> Vec<VhostUserMemoryRegionInfo> {
 
 fn lifeline_token(index: usize) -> u32 {
     FIRST_LIFELINE.saturating_add(u32::try_from(index).unwrap_or(u32::MAX)).min(FIRST_RELAY - 1)
+}
+
+fn refused_token(index: usize) -> u32 {
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    index.saturating_mul(REFUSED_STRIDE).saturating_add(FIRST_REFUSED)
 }
 
 fn lock<T>(back_end: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,4 +1,3 @@
-use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -7,6 +6,7 @@ use crate::host::vhost::user::UserVhost;
 use crate::test::LoopThread;
 use crate::test::driver::Driver;
 use crate::test::hostile::Subject;
+use crate::test::liar::{Answer, FEATURES, Script, act};
 use crate::test::peer::{Peer, Place, QUEUES};
 use crate::virtio::device::{DeviceKind, Offer, VirtioDevice};
 
@@ -184,54 +184,6 @@ fn configuration_comes_from_a_peer_that_has_it() {
     let mut vhost = loops.connect(&place).unwrap();
     assert_eq!(vhost.config(4).unwrap(), Some(vec![0, 1, 2, 3]));
     assert_eq!(vhost.ring_count(), 2);
-}
-
-/// Answers of a peer to the requests that it gets, in their order.
-type Script = &'static [Answer];
-
-#[derive(Clone, Copy)]
-enum Answer {
-    /// A number, as `GET_FEATURES` is answered.
-    Number(u64),
-    /// A number in a message about something else.
-    Other,
-    /// A header that promises more than a message may have.
-    Endless,
-    /// The beginning of a header.
-    Torn,
-    /// Requests that need no answer.
-    Silence,
-}
-
-const FEATURES: u64 = 1 << 32 | 1 << 30;
-
-/// Follows a script, and then holds on to the connection until it is closed.
-fn act(mut socket: UnixStream, script: Script) {
-    let mut request = [0; 12];
-    for answer in script {
-        if socket.read_exact(&mut request).is_err() {
-            return;
-        }
-        let size = u32::from_ne_bytes(request[8..].try_into().unwrap());
-        let mut body = vec![0; usize::try_from(size).unwrap()];
-        socket.read_exact(&mut body).unwrap();
-        let header =
-            |code: &[u8], size: u32| [code, &5u32.to_ne_bytes(), &size.to_ne_bytes()].concat();
-        let bytes = match answer {
-            Answer::Number(value) => {
-                [header(&request[..4], 8), value.to_ne_bytes().into()].concat()
-            }
-            Answer::Other => [header(&99u32.to_ne_bytes(), 8), vec![1; 8]].concat(),
-            Answer::Endless => [header(&request[..4], u32::MAX), vec![1; 4096]].concat(),
-            Answer::Torn => vec![1; 7],
-            Answer::Silence => Vec::new(),
-        };
-        let _ = socket.write_all(&bytes);
-        if matches!(answer, Answer::Torn) {
-            return;
-        }
-    }
-    let _ = io::copy(&mut socket, &mut io::sink());
 }
 
 #[test]

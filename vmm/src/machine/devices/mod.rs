@@ -41,8 +41,7 @@ use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
-use crate::machine::file_server::FileServer;
-use crate::machine::passt::Passt;
+use crate::machine::Children;
 use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings};
 use crate::sandbox::Sandbox;
@@ -92,10 +91,8 @@ pub(crate) struct Site<'a> {
     pub(crate) main_loop: &'a mut EventLoop,
     /// Where the guest's end is reported.
     pub(crate) endings: &'a Endings,
-    /// The networks of the user's own, in the order of their cards.
-    pub(crate) passts: Vec<Passt>,
-    /// Children that serve files, each of which becomes a device.
-    pub(crate) file_servers: Vec<FileServer>,
+    /// Processes that serve some of them.
+    pub(crate) children: Children,
     /// Whether there is a control socket.
     pub(crate) is_controlled: bool,
     /// What confines the threads of workers.

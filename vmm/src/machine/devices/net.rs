@@ -60,7 +60,7 @@ pub(super) fn add(
     threads: &mut Vec<LoopThread>,
     cards: &mut Vec<Card>,
 ) -> Result<()> {
-    let mut passts = std::mem::take(&mut site.passts).into_iter();
+    let mut passts = std::mem::take(&mut site.children.passts).into_iter();
     for (index, net) in site.config.nets.iter().enumerate() {
         let name = format!("net{index}");
         let path = open(site, net, &name, &mut passts, threads)

@@ -29,7 +29,7 @@ pub(super) fn add(
         let device = FileSystem::new(options, vhost, home, || ()).with_context(context)?;
         devices.push(Box::new(device));
     }
-    for server in std::mem::take(&mut site.file_servers) {
+    for server in std::mem::take(&mut site.children.file_servers) {
         let context = format!("share \"{}\"", server.tag);
         let device = serve(site, server, devices.len(), threads).context(context)?;
         devices.push(Box::new(device));

@@ -58,7 +58,7 @@ let
       pkgs = host;
     } cfg.volumes}
     ${(import ./macvtap.nix { inherit lib; } cfg).open}
-    ${optionalString hasUserNetwork "PATH=${lib.makeBinPath [ host.passt ]}\${PATH:+:$PATH}"}
+    ${optionalString hasUserNetwork "export PATH=${lib.makeBinPath [ host.passt ]}\${PATH:+:$PATH}"}
     arguments=(--config ${machineFile})
     # Values of this instance, for which nothing has to be built: later files win.
     for layer in machine.d/*.json; do

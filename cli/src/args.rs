@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{
     BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready, Share,
-    Transport, Vsock, Watchdog,
+    StoreShare, Transport, Vsock, Watchdog,
 };
 
 use crate::ctl::Control;
@@ -44,6 +44,25 @@ pub(crate) enum Command {
         bzimage: PathBuf,
         /// The ELF to write; - is standard output.
         vmlinux: PathBuf,
+    },
+    /// Serves a store to a machine, which starts this by itself.
+    #[command(hide = true)]
+    StoreServer {
+        /// The store.
+        #[arg(long)]
+        store: PathBuf,
+        /// The list of what is shown of it.
+        #[arg(long)]
+        closure: Option<PathBuf>,
+        /// What the guest mounts it by.
+        #[arg(long)]
+        tag: String,
+        /// Queues of requests.
+        #[arg(long)]
+        queues: u16,
+        /// Whether it stays unconfined.
+        #[arg(long)]
+        no_sandbox: bool,
     },
     /// Prints completions for a shell.
     Completions {
@@ -111,6 +130,13 @@ pub(crate) struct Machine {
         value_parser = devices::share
     )]
     shares: Vec<Share>,
+    /// Store paths of the host that the guest mounts and reads: those that a file lists, or all.
+    #[arg(
+        long,
+        value_name = "[closure=]FILE|store=FOLDER[,tag=TAG]",
+        value_parser = devices::store_share
+    )]
+    store_share: Option<StoreShare>,
     /// Sockets between host and guest: by context id through the host's kernel, or through a unix
     /// socket of this process.
     #[arg(long, value_name = "[cid=]ID|auto[,socket=SOCKET]", value_parser = devices::vsock)]
@@ -255,6 +281,7 @@ impl Machine {
         config.pmems.extend(self.pmems);
         config.nets.extend(self.nets);
         config.shares.extend(self.shares);
+        config.store_share = self.store_share.or(config.store_share);
         config.vsock = self.vsock.or(config.vsock);
         config.add_forwards(self.forwards)?;
         replace(&mut config.cpus, self.cpus);

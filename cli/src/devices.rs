@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use vmm::config::{
-    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Pmem, Share, Vsock,
+    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Pmem, Share,
+    StoreShare, Vsock,
 };
 
 use crate::key_values::KeyValues;
@@ -63,6 +64,17 @@ pub(crate) fn pmem(text: &str) -> Result<Pmem, String> {
     Ok(Pmem {
         file: items.required("file")?,
         readonly: items.switch("readonly")?.unwrap_or_default(),
+    })
+}
+
+/// The keys of `--store-share`.
+pub(crate) fn store_share(text: &str) -> Result<StoreShare, String> {
+    let default = StoreShare::default();
+    let items = KeyValues::parse(text, &["closure", "store", "tag"])?;
+    Ok(StoreShare {
+        closure: items.value("closure")?,
+        store: items.value("store")?.unwrap_or(default.store),
+        tag: items.value("tag")?.unwrap_or(default.tag),
     })
 }
 

@@ -20,6 +20,7 @@ use ::log::LevelFilter;
 use anyhow::{Context as _, Result};
 use vmm::config::{Config, Console};
 use vmm::sandbox::{LastWords, set_last_words};
+use vmm::store_server::StoreServer;
 
 use crate::args::{Command, Invocation, Machine};
 use crate::terminal::RawTerminal;
@@ -45,6 +46,12 @@ fn main() -> ExitCode {
         }
         Command::UnpackKernel { bzimage, vmlinux } => {
             ended(unpack::unpack_kernel(&bzimage, &vmlinux).map(|()| 0))
+        }
+        Command::StoreServer { store, closure, tag, queues, no_sandbox } => {
+            log::start(LevelFilter::Info);
+            let sandbox = !no_sandbox;
+            let server = StoreServer { store, closure, tag, queues, sandbox };
+            ended(server.run().map(|()| 0))
         }
         Command::Completions { shell } => ended(manual::print_completions(shell).map(|()| 0)),
         Command::Man => ended(manual::print_page().map(|()| 0)),

@@ -13,6 +13,7 @@ mod machine;
 mod notify;
 mod run_state;
 pub mod sandbox;
+pub mod store_server;
 mod timing;
 mod vcpu;
 

@@ -59,6 +59,7 @@ fn every_flag_reaches_the_machine() {
         "--net=vmtap0,vhost=off",
         "--pmem=store.erofs,readonly",
         "--share=home,source=/home,cache=never",
+        "--store-share=closure=c,store=/store,tag=s",
         "--vsock=auto",
         "--cpus=4",
         "--memory=1G,shared",

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use vm_memory::VolatileSlice;
 
+use super::wire::ReplyHeader;
 use crate::host::volatile;
 
 /// Room for a reply, of a given length.
@@ -76,5 +77,20 @@ impl Reply for GuestReply<'_, '_> {
     ) -> io::Result<usize> {
         let parts: Vec<_> = self.parts(at, len).collect();
         volatile::read_at(file, offset, &parts)
+    }
+}
+
+/// Room for the header of a reply that nobody reads.
+pub(super) struct Nowhere;
+
+impl Reply for Nowhere {
+    fn room(&self) -> usize {
+        size_of::<ReplyHeader>()
+    }
+
+    fn put(&mut self, _at: usize, _bytes: &[u8]) {}
+
+    fn fill(&mut self, _: usize, _: usize, _: BorrowedFd<'_>, _: u64) -> io::Result<usize> {
+        Ok(0)
     }
 }

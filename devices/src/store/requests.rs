@@ -17,7 +17,7 @@ use super::closure::{Closure, ClosureError, NAME_MAX, is_name};
 use super::directory::Listing;
 use super::files::{ITSELF, OpenFiles, Purpose, attributes, check, identify, status};
 use super::nodes::{Identity, Nodes, Place};
-use super::reply::Reply;
+use super::reply::{Nowhere, Reply};
 use super::wire::*;
 
 /// Bytes of a request that are looked at: a name and what is in front of it, or references that are
@@ -411,21 +411,6 @@ impl Requests {
     fn open_to_read(&mut self, node: u64) -> Result<Arc<OwnedFd>, Errno> {
         let place: Place = self.store.nodes().place(node)?;
         self.files.open(self.store.root.as_fd(), &place, Purpose::Read)
-    }
-}
-
-/// No room at all.
-struct Nowhere;
-
-impl Reply for Nowhere {
-    fn room(&self) -> usize {
-        size_of::<ReplyHeader>()
-    }
-
-    fn put(&mut self, _at: usize, _bytes: &[u8]) {}
-
-    fn fill(&mut self, _: usize, _: usize, _: BorrowedFd<'_>, _: u64) -> io::Result<usize> {
-        Ok(0)
     }
 }
 

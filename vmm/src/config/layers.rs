@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Config, Disk, Pmem, Share, Smbios, Vsock, nearest};
+use super::{Config, Disk, Pmem, Share, Smbios, StoreShare, Vsock, nearest};
 
 /// Longest configuration file, so that a wrong path does not fill memory. A machine with hundreds
 /// of disks needs a tenth of it.
@@ -105,6 +105,7 @@ fn schema() -> Option<Value> {
         disks: vec![Disk::new("")],
         pmems: vec![Pmem { file: "".into(), readonly: false }],
         shares: vec![Share::default()],
+        store_share: Some(StoreShare::default()),
         vsock: Some(Vsock::default()),
         smbios: Smbios::default(),
         ..Config::default()

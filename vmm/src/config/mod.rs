@@ -16,6 +16,7 @@ mod net;
 mod resolve;
 mod root;
 mod share;
+mod store_share;
 mod vsock;
 
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ pub(crate) use resolve::NOTIFY_SOCKET_CREDENTIAL;
 pub use resolve::{MAX_CPUS, MAX_SERIAL_BYTES, MIN_MEMORY};
 pub(crate) use root::SERIAL as ROOT_SERIAL;
 pub use share::{Share, ShareCache, ShareSandbox};
+pub use store_share::StoreShare;
 pub use vsock::Vsock;
 
 /// One machine: everything that `nixvmm run` needs to know.
@@ -60,6 +62,8 @@ pub struct Config {
     pub pmems: Vec<Pmem>,
     /// Folders of the host that the guest mounts. Default: none.
     pub shares: Vec<Share>,
+    /// Store paths of the host that the guest mounts. Default: none.
+    pub store_share: Option<StoreShare>,
     /// The socket device. Default: none.
     pub vsock: Option<Vsock>,
     /// Number of virtual processors. Default: 1.
@@ -109,6 +113,7 @@ impl Default for Config {
             pmems: Vec::new(),
             nets: Vec::new(),
             shares: Vec::new(),
+            store_share: None,
             vsock: None,
             cpus: 1,
             memory: Memory::default(),

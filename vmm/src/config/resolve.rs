@@ -44,6 +44,7 @@ impl Config {
         self.resolve_pmems()?;
         self.resolve_nets()?;
         self.resolve_shares()?;
+        self.resolve_store_share()?;
         self.resolve_vsock()?;
         self.share_memory();
         self.check_processors_and_memory()?;
@@ -115,7 +116,8 @@ impl Config {
     /// A process that serves a device needs to see the guest's memory.
     fn share_memory(&mut self) {
         let is_served = |net: &Net| matches!(net.link, NetLink::User | NetLink::VhostUser(_));
-        self.memory.shared |= self.nets.iter().any(is_served) || !self.shares.is_empty();
+        let has_shares = !self.shares.is_empty() || self.store_share.is_some();
+        self.memory.shared |= self.nets.iter().any(is_served) || has_shares;
     }
 
     fn check_processors_and_memory(&self) -> Result<()> {

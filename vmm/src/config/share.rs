@@ -112,14 +112,7 @@ const MAX_SHARES: usize = 64;
 
 impl Share {
     fn resolve(&mut self) -> Result<()> {
-        ensure!(
-            (1..=MAX_TAG_BYTES).contains(&self.tag.len()),
-            "a tag has 1 to {MAX_TAG_BYTES} bytes",
-        );
-        ensure!(
-            !self.tag.contains(|letter: char| letter.is_control() || letter.is_whitespace()),
-            "a tag has neither spaces nor control characters",
-        );
+        check_tag(&self.tag)?;
         match (&mut self.source, &mut self.socket) {
             (Some(source), None) => files::resolve_folder("source", source)?,
             (None, Some(socket)) => files::resolve_socket("socket", socket)?,
@@ -151,4 +144,14 @@ impl Share {
         ];
         given.into_iter().find(|(_, is_given)| *is_given).map(|(key, _)| key)
     }
+}
+
+/// Refuses what is no name for the guest to mount by.
+pub(super) fn check_tag(tag: &str) -> Result<()> {
+    ensure!((1..=MAX_TAG_BYTES).contains(&tag.len()), "a tag has 1 to {MAX_TAG_BYTES} bytes");
+    ensure!(
+        !tag.contains(|letter: char| letter.is_control() || letter.is_whitespace()),
+        "a tag has neither spaces nor control characters",
+    );
+    Ok(())
 }

@@ -3,8 +3,14 @@
 //!
 //! They are started before anything is given up that they may need, and confine themselves.
 
-use std::os::unix::net::UnixStream;
-use std::process::{Child, ExitStatus};
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{self, Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,13 +18,16 @@ use anyhow::{Context as _, Error, Result, anyhow};
 use devices::event::LoopHandle;
 use devices::host::vhost::user::UserVhost;
 
-use super::virtiofsd;
+use super::{store_server, virtiofsd};
 use crate::config::Config;
 
 /// What a child that hangs up before the guest has started may take to end, and how often it is
 /// looked at meanwhile.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
+
+/// Folders of other processes that may have the name of ours, at the most.
+const FOLDER_ATTEMPTS: u32 = 100;
 
 /// A child that serves files by vhost-user.
 pub(crate) struct FileServer {
@@ -42,6 +51,10 @@ impl FileServer {
                 let server = virtiofsd::start(share, source);
                 servers.push(server.with_context(|| format!("--share tag={}", share.tag))?);
             }
+        }
+        if let Some(share) = &config.store_share {
+            let server = store_server::start(share, config.cpus, config.sandbox);
+            servers.push(server.context("--store-share")?);
         }
         Ok(servers)
     }
@@ -88,5 +101,52 @@ fn end_within(limit: Duration, child: &mut Child) -> Option<ExitStatus> {
             Ok(None) if Instant::now() < deadline => thread::sleep(POLL),
             outcome => return outcome.ok().flatten(),
         }
+    }
+}
+
+/// A socket that listens and has no name any more, and the one connection that waits there.
+pub(super) fn waiting_connection() -> io::Result<(OwnedFd, UnixStream)> {
+    let folder = private_folder()?;
+    let path = folder.join("socket");
+    let pair = UnixListener::bind(&path).and_then(|listener| {
+        let socket = UnixStream::connect(&path)?;
+        Ok((listener.into(), socket))
+    });
+    // What is left of a folder that cannot be removed is not worth an error.
+    let _ = fs::remove_file(&path);
+    let _ = fs::remove_dir(&folder);
+    pair
+}
+
+/// A folder that no other user can look into.
+fn private_folder() -> io::Result<PathBuf> {
+    let mut attempt = 0;
+    loop {
+        let folder = env::temp_dir().join(format!("nixvmm-{}-{attempt}", process::id()));
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if attempt == FOLDER_ATTEMPTS => return Err(error),
+            Err(_) => attempt += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn one_connection_waits_at_a_socket_without_a_name() {
+        use std::io::{Read as _, Write as _};
+
+        let (listener, mut socket) = waiting_connection().unwrap();
+        let (mut other, _) = UnixListener::from(listener).accept().unwrap();
+        socket.write_all(b"ours").unwrap();
+        let mut bytes = [0; 4];
+        other.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"ours");
+        let name = socket.peer_addr().unwrap();
+        assert!(!name.as_pathname().unwrap().parent().unwrap().exists());
     }
 }

@@ -4,6 +4,7 @@ mod control;
 mod devices;
 mod file_server;
 mod passt;
+mod store_server;
 mod virtiofsd;
 
 use std::fs::File;

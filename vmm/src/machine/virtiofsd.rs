@@ -6,22 +6,18 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use devices::host::child;
 use rustix::io::FdFlags;
 use serde::Serialize;
 
-use super::file_server::FileServer;
+use super::file_server::{FileServer, waiting_connection};
 use crate::config::{Share, ShareCache, ShareSandbox};
 
 const PROGRAM: &str = "virtiofsd";
@@ -33,9 +29,6 @@ const PLACES: [&str; 4] = [
     "/usr/lib/qemu/virtiofsd",
     "/usr/bin/virtiofsd",
 ];
-
-/// Folders of other processes that may have the name of ours, at the most.
-const FOLDER_ATTEMPTS: u32 = 100;
 
 /// Starts one that serves `source` as `share` says.
 pub(super) fn start(share: &Share, source: &Path) -> Result<FileServer> {
@@ -71,34 +64,6 @@ fn find() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let in_path = env::split_paths(&path).map(|folder| folder.join(PROGRAM));
     in_path.chain(PLACES.map(PathBuf::from)).find(|program| program.is_file())
-}
-
-/// A socket that listens and has no name any more, and the one connection that waits there.
-fn waiting_connection() -> io::Result<(OwnedFd, UnixStream)> {
-    let folder = private_folder()?;
-    let path = folder.join("socket");
-    let pair = UnixListener::bind(&path).and_then(|listener| {
-        let socket = UnixStream::connect(&path)?;
-        Ok((listener.into(), socket))
-    });
-    // What is left of a folder that cannot be removed is not worth an error.
-    let _ = fs::remove_file(&path);
-    let _ = fs::remove_dir(&folder);
-    pair
-}
-
-/// A folder that no other user can look into.
-fn private_folder() -> io::Result<PathBuf> {
-    let mut attempt = 0;
-    loop {
-        let folder = env::temp_dir().join(format!("nixvmm-{}-{attempt}", process::id()));
-        match DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Err(error) if attempt == FOLDER_ATTEMPTS => return Err(error),
-            Err(_) => attempt += 1,
-        }
-    }
 }
 
 /// What a virtiofsd understands.
@@ -323,19 +288,5 @@ mod test {
         let share = Share { program: Some("/bin/true".into()), ..share() };
         let error = format!("{:#}", start(&share, Path::new("/")).err().unwrap());
         assert_eq!(error, "/bin/true: its help is not that of a virtiofsd");
-    }
-
-    #[test]
-    fn one_connection_waits_at_a_socket_without_a_name() {
-        use std::io::{Read as _, Write as _};
-
-        let (listener, mut socket) = waiting_connection().unwrap();
-        let (mut other, _) = UnixListener::from(listener).accept().unwrap();
-        socket.write_all(b"ours").unwrap();
-        let mut bytes = [0; 4];
-        other.read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"ours");
-        let name = socket.peer_addr().unwrap();
-        assert!(!name.as_pathname().unwrap().parent().unwrap().exists());
     }
 }

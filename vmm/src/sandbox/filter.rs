@@ -113,6 +113,7 @@ fn rule(when: When) -> Result<SeccompRule, seccompiler::BackendError> {
         When::Request(request) => (1, SeccompCmpOp::Eq, request.into()),
         When::Command(command) => (1, SeccompCmpOp::Eq, u64::from(command.cast_unsigned())),
         When::NotExecutable => (2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0),
+        When::ThreadName => (0, SeccompCmpOp::Eq, libc::PR_SET_NAME.cast_unsigned().into()),
         When::UnixSocket => (0, SeccompCmpOp::Eq, libc::AF_UNIX as u64),
         When::OwnProcess => (0, SeccompCmpOp::Eq, std::process::id().into()),
     };
@@ -147,7 +148,7 @@ mod test {
 
     #[test]
     fn every_call_is_answered_as_the_table_says() {
-        for kind in ThreadKind::ALL {
+        for kind in ThreadKind::ALL.into_iter().chain([ThreadKind::StoreServer]) {
             let program = compile(kind).unwrap();
             let always = |number: i64| {
                 let mut calls = allowed(kind).into_iter().flatten();

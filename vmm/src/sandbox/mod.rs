@@ -13,11 +13,11 @@ mod requests;
 mod system_calls;
 mod violation;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use seccompiler::{BpfProgram, apply_filter};
+use seccompiler::{BpfProgram, apply_filter, apply_filter_all_threads};
 
 use self::paths::Paths;
 pub use self::violation::{LastWords, set_last_words};
@@ -38,10 +38,12 @@ pub enum ThreadKind {
     Vsock,
     /// Who speaks to a vhost-user process, or watches the time meanwhile.
     VhostUser,
+    /// Any thread of the process that serves a store.
+    StoreServer,
 }
 
 impl ThreadKind {
-    /// All of them.
+    /// All of a machine.
     const ALL: [Self; 6] =
         [Self::Main, Self::Vcpu, Self::Block, Self::Net, Self::Vsock, Self::VhostUser];
 
@@ -55,6 +57,7 @@ impl ThreadKind {
             Self::Net => "net",
             Self::Vsock => "vsock",
             Self::VhostUser => "vhost-user",
+            Self::StoreServer => "store-server",
         }
     }
 }
@@ -108,6 +111,30 @@ impl Sandbox {
         let Some(rules) = &self.0 else { return Ok(()) };
         capabilities::close_process()?;
         rules.confine(ThreadKind::Main, &rules.removed)
+    }
+}
+
+/// The sandbox of a process that serves a store, half closed.
+pub(crate) struct StoreSandbox(BpfProgram);
+
+impl StoreSandbox {
+    /// Leaves this thread, and those that it makes, only the files below `store`, to be read. Call
+    /// it before there is a second thread.
+    pub(crate) fn enter(store: &Path) -> Result<Self> {
+        let program = filter::compile(ThreadKind::StoreServer)?;
+        violation::handle()?;
+        violation::name_thread(ThreadKind::StoreServer);
+        capabilities::give_up_inheritance()?;
+        capabilities::close_process()?;
+        Paths::reading(store).and_then(Paths::enter)?;
+        capabilities::give_up()?;
+        Ok(Self(program))
+    }
+
+    /// Leaves all threads the system calls that serving takes.
+    pub(crate) fn close(self) -> Result<()> {
+        apply_filter_all_threads(&self.0)
+            .context("cannot confine the threads of the store's server")
     }
 }
 

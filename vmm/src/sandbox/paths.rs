@@ -32,6 +32,13 @@ impl Paths {
         Ok(Self(ruleset))
     }
 
+    /// Rules by which files below `folder` can be read, and nothing else.
+    pub(super) fn reading(folder: &Path) -> Result<Self> {
+        let Self(ruleset) = Self::new(&[])?;
+        let rights: BitFlags<_> = AccessFs::ReadFile | AccessFs::ReadDir;
+        Ok(Self(ruleset.add_rule(PathBeneath::new(PathFd::new(folder)?, rights))?))
+    }
+
     /// Confines the calling thread, and threads that it makes later, for good.
     pub(super) fn enter(self) -> Result<()> {
         let status = self.0.restrict_self().context("landlock")?;

@@ -25,6 +25,8 @@ pub(super) enum When {
     OwnProcess,
     /// A unix socket, for socket(2) and socketpair(2).
     UnixSocket,
+    /// The name of a thread, for prctl(2).
+    ThreadName,
 }
 
 /// The calls of a kind of thread, in tables that may name a call more than once.
@@ -36,6 +38,7 @@ pub(super) fn allowed(kind: ThreadKind) -> [&'static [Call]; 2] {
         ThreadKind::Net => NET,
         ThreadKind::Vsock => VSOCK,
         ThreadKind::VhostUser => VHOST_USER,
+        ThreadKind::StoreServer => STORE_SERVER,
     };
     [own, EVERY_THREAD]
 }
@@ -154,6 +157,31 @@ const VHOST_USER: &[Call] = &[
     always(libc::SYS_wait4),
     when(libc::SYS_ioctl, &[When::Request(FIONBIO)]),
     when(libc::SYS_fcntl, &[When::Command(libc::F_DUPFD_CLOEXEC)]),
+];
+
+const STORE_SERVER: &[Call] = &[
+    // Files below the store, which landlock keeps apart from others.
+    always(libc::SYS_openat2),
+    always(libc::SYS_statx),
+    always(libc::SYS_readlinkat),
+    always(libc::SYS_preadv),
+    always(libc::SYS_lseek),
+    always(libc::SYS_getdents64),
+    always(libc::SYS_fgetxattr),
+    always(libc::SYS_flistxattr),
+    always(libc::SYS_fstatfs),
+    // The machine's messages, with the guest's memory, and their end.
+    always(libc::SYS_sendmsg),
+    always(libc::SYS_recvmsg),
+    always(libc::SYS_sendto),
+    always(libc::SYS_recvfrom),
+    always(libc::SYS_shutdown),
+    always(libc::SYS_fstat),
+    when(libc::SYS_fcntl, &[When::Command(libc::F_DUPFD_CLOEXEC), When::Command(libc::F_GETFL)]),
+    // A thread that was made last may still be at its beginning.
+    when(libc::SYS_prctl, &[When::ThreadName]),
+    always(libc::SYS_set_robust_list),
+    always(libc::SYS_rseq),
 ];
 
 const MAIN: &[Call] = &[

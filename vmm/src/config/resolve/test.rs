@@ -487,6 +487,7 @@ proptest! {
                 Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },
                 Net::new(NetLink::User),
             ],
+            store_share: None,
             shares: vec![
                 Share {
                     tag: "folder".into(),

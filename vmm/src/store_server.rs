@@ -1,0 +1,67 @@
+//! The process that serves a store to a guest, started by the machine that the guest runs in.
+//!
+//! It is this program again. All that it can do when it serves is to read below the store: it has
+//! no capabilities, landlock lets it open nothing else and write nothing, and its threads have one
+//! filter of system calls, which has none that makes threads, processes, sockets or changes.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use devices::store::closure::Closure;
+use devices::store::requests::Store;
+use devices::store::server::Server;
+
+use crate::sandbox::StoreSandbox;
+
+/// More than the list of any closure has.
+const LIST_BYTES_MAX: u64 = 256 << 20;
+
+/// What such a process is started with, besides a socket as its standard input, at which the one
+/// connection waits that it serves.
+#[derive(Clone, Debug)]
+pub struct StoreServer {
+    /// The folder.
+    pub store: PathBuf,
+    /// The file that lists the paths in it that the guest sees; without, it sees all.
+    pub closure: Option<PathBuf>,
+    /// What the guest mounts it by.
+    pub tag: String,
+    /// Queues of requests, a thread each.
+    pub queues: u16,
+    /// Whether to confine itself.
+    pub sandbox: bool,
+}
+
+impl StoreServer {
+    /// Serves until the other end hangs up.
+    ///
+    /// # Errors
+    ///
+    /// Why the store cannot be served.
+    pub fn run(self) -> Result<()> {
+        let closure = self.closure.as_deref().map(|list| read(list, &self.store)).transpose()?;
+        let store = Store::open(&self.store, closure);
+        let store = Arc::new(store.with_context(|| self.store.display().to_string())?);
+        let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let sandbox = self.sandbox.then(|| StoreSandbox::enter(&self.store)).transpose()?;
+        let server = Server::start(&store, self.tag.as_bytes(), self.queues, listener)
+            .context("nobody to serve: this is for nixvmm itself to start")?;
+        if let Some(sandbox) = sandbox {
+            sandbox.close()?;
+        }
+        server.wait().context("the machine breaks the protocol")
+    }
+}
+
+fn read(list: &Path, store: &Path) -> Result<Closure> {
+    let context = || format!("closure {}", list.display());
+    let bytes = fs::metadata(list).with_context(context)?.len();
+    ensure!(bytes <= LIST_BYTES_MAX, "{}: too long for a list of paths", context());
+    let lines = fs::read(list).with_context(context)?;
+    Closure::parse(&lines, store).with_context(context)
+}

@@ -1,4 +1,4 @@
-//! The host's side: files of the tree, opened when they are needed and for as long as there is room.
+//! The host's side: files of the tree, opened when they are needed and kept while there is room.
 //!
 //! Every path is walked by openat2(2) below the tree's root and through no symlink, so that neither
 //! a guest nor a change on the host leads out of it. What is found must be the file that the guest

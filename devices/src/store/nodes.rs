@@ -1,6 +1,6 @@
 //! What the guest knows: a node for each file that it has looked up and not forgotten.
 //!
-//! A node is a name in another node, so that it costs about a hundred bytes and no descriptor. Links
+//! A node is a name in another node, so that it costs about 100 bytes and no descriptor. Links
 //! to one file are one node, so that the guest reads and keeps it once.
 
 use std::collections::HashMap;

@@ -55,7 +55,7 @@ impl Config {
 impl StoreShare {
     fn resolve(&mut self) -> Result<()> {
         check_tag(&self.tag)?;
-        // The list names paths as the user does: the store's name is kept, and not what it links to.
+        // The list names paths as the user does: the name of the store is kept as it was given.
         files::resolve_folder("store", &mut self.store)?;
         match &mut self.closure {
             Some(closure) => files::resolve_regular("closure", closure),

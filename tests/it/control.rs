@@ -147,6 +147,7 @@ fn every_verb(testbed: &Testbed) -> Result<()> {
     count(&control, &mut guest)?;
     attach(&control, &mut guest)?;
     resize(&control, &mut guest)?;
+    swap(&control, &mut guest)?;
 
     let first = guest.run("cat /proc/sys/kernel/random/boot_id")?;
     control.ctl(&["reset"])?;
@@ -290,6 +291,29 @@ fn resize(control: &Control, guest: &mut Guest) -> Result<()> {
         let refusal = control.refusal(&verb)?;
         ensure!(refusal.contains(expected), "{verb:?}: {refusal}");
     }
+    Ok(())
+}
+
+/// The guest reads another image after it took the first one's place, and writes to that one only.
+fn swap(control: &Control, guest: &mut Guest) -> Result<()> {
+    let image = control.folder.path().join("successor");
+    std::fs::write(&image, b"successor".repeat(1 << 18))?;
+    let old = std::fs::read(control.folder.path().join("a"))?;
+    let refusal = control.refusal(&["swap", "data", text(&image)?])?;
+    ensure!(refusal.contains("ends within a block"), "{refusal}");
+    std::fs::File::options().write(true).open(&image)?.set_len(2 * MEBIBYTE)?;
+    let said = control.ctl(&["swap", "data", text(&image)?])?;
+    ensure!(said == "data has 2 MiB\n", "{said}");
+    guest.run("until [ $(cat /sys/block/vda/size) = 4096 ]; do sleep 0.1; done")?;
+    let start = guest.run("head -c 9 /dev/vda; printf written > /dev/vda; sync")?;
+    ensure!(start == "successor", "the guest reads {start}");
+    ensure!(std::fs::read(&image)?.starts_with(b"writtenor"), "the new image is not written");
+    let unchanged = std::fs::read(control.folder.path().join("a"))? == old;
+    ensure!(unchanged, "the old image was written");
+    let refusal = control.refusal(&["swap", "data", text(&image)?])?;
+    ensure!(refusal.contains("in use"), "{refusal}");
+    let refusal = control.refusal(&["swap", "data", "/dev/null"])?;
+    ensure!(refusal.contains("a file takes the place of a file"), "{refusal}");
     Ok(())
 }
 

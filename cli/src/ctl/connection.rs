@@ -1,10 +1,14 @@
 //! A connection to the control socket of a running machine.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, IoSlice, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use vmm::control::MACHINE_INTERFACE_NAME;
 
@@ -36,6 +40,27 @@ impl Connection {
         self.reply()?.context("the machine ended")
     }
 
+    /// The same with an open file.
+    pub(super) fn call_with(
+        &mut self,
+        method: &str,
+        parameters: &Value,
+        file: &File,
+    ) -> Result<Value> {
+        let bytes = message(method, &json!({ "parameters": parameters }))?;
+        let (first, rest) = bytes.split_at_checked(1).context("an empty call")?;
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        let stream = self.stream.get_ref();
+        sendmsg(stream, &[IoSlice::new(first)], &mut ancillary, SendFlags::NOSIGNAL)
+            .map_err(io::Error::from)
+            .and_then(|_| (&*stream).write_all(rest))
+            .context("the machine takes no calls")?;
+        self.reply()?.context("the machine ended")
+    }
+
     /// Calls a method with many replies, and takes them until the machine ends.
     pub(super) fn follow(
         &mut self,
@@ -63,10 +88,7 @@ impl Connection {
     }
 
     fn send(&mut self, method: &str, rest: &Value) -> Result<()> {
-        let mut call = rest.clone();
-        call["method"] = format!("{MACHINE_INTERFACE_NAME}.{method}").into();
-        let mut bytes = serde_json::to_vec(&call)?;
-        bytes.push(0);
+        let bytes = message(method, rest)?;
         self.stream.get_ref().write_all(&bytes).context("the machine takes no calls")
     }
 
@@ -90,6 +112,15 @@ impl Connection {
             Some(error) => bail!("{}", refusal(error, &parameters)),
         }
     }
+}
+
+/// A call as it is sent.
+fn message(method: &str, rest: &Value) -> Result<Vec<u8>> {
+    let mut call = rest.clone();
+    call["method"] = format!("{MACHINE_INTERFACE_NAME}.{method}").into();
+    let mut bytes = serde_json::to_vec(&call)?;
+    bytes.push(0);
+    Ok(bytes)
 }
 
 /// An error of the other side in words.

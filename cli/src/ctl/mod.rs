@@ -3,6 +3,7 @@
 mod connection;
 mod console;
 pub(crate) mod print;
+mod swap;
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -60,6 +61,13 @@ pub(crate) enum Verb {
         disk: String,
         /// Grows the image to this size first.
         size: Option<ByteSize>,
+    },
+    /// Puts another image into a disk, which the guest should have unmounted.
+    Swap {
+        /// The disk: its serial, or disk0 and so on where it has none.
+        disk: String,
+        /// The new image.
+        image: PathBuf,
     },
     /// Lists the network cards, or pulls the plug of one or puts it in again.
     Link {
@@ -122,6 +130,7 @@ pub(crate) fn act(socket: &Path, verb: &Verb, json: bool) -> Result<()> {
     }
     let reply = match verb {
         Verb::Balloon { target: None } => fresh_balloon(&mut connection, method)?,
+        Verb::Swap { disk, image } => swap::exchange(&mut connection, disk, image)?,
         _ => connection.call(method, &parameters)?,
     };
     if json && verb.has_reply() {
@@ -133,7 +142,7 @@ pub(crate) fn act(socket: &Path, verb: &Verb, json: bool) -> Result<()> {
         Verb::Disks => print::disks(&reply),
         Verb::Stats => print::statistics(&reply),
         Verb::Metrics => print::text(&reply["text"]),
-        Verb::Resize { disk, .. } => print::size(disk, &reply),
+        Verb::Resize { disk, .. } | Verb::Swap { disk, .. } => print::size(disk, &reply),
         Verb::Link { card: None, .. } => print::cards(&reply),
         Verb::Memory { .. } => print::memory(&reply),
         Verb::Balloon { target: None } => print::balloon(&reply),
@@ -158,6 +167,7 @@ impl Verb {
                 let size = size.map(|size| size.0);
                 return ("ResizeDisk", json!({ "disk": disk, "size": size }));
             }
+            Self::Swap { .. } => "ExchangeImage",
             Self::Link { card: None, .. } => "ListNetworkCards",
             Self::Link { card, plug } => {
                 let is_plugged = *plug == Some(Plug::On);

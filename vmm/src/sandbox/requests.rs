@@ -35,7 +35,9 @@ pub(super) const KVM_SET_XCRS: u32 = write::<kvm_xcrs>(KVM, 0xa7);
 pub(super) const KVM_GET_TSC_KHZ: u32 = none(KVM, 0xa3);
 
 // Of a block device (linux/fs.h).
+pub(super) const BLKSSZGET: u32 = none(0x12, 104);
 pub(super) const BLKDISCARD: u32 = none(0x12, 119);
+pub(super) const BLKPBSZGET: u32 = none(0x12, 123);
 
 // Of a vhost driver (linux/vhost.h); those for several devices, then the drivers' own.
 pub(super) const VHOST_SET_FEATURES: u32 = write::<u64>(VHOST, 0x00);
@@ -111,7 +113,9 @@ mod test {
             (KVM_GET_REGS, 0x8090_ae81),
             (KVM_GET_SREGS, 0x8138_ae83),
             (KVM_SET_LAPIC, 0x4400_ae8f),
+            (BLKSSZGET, 0x1268),
             (BLKDISCARD, 0x1277),
+            (BLKPBSZGET, 0x127b),
             (VHOST_SET_MEM_TABLE, 0x4008_af03),
             (VHOST_SET_VRING_ADDR, 0x4028_af11),
             (VHOST_VSOCK_SET_RUNNING, 0x4004_af61),

@@ -197,6 +197,18 @@ const MAIN: &[Call] = &[
     // Calls of control clients, which may bring a file with them, and disks that they grow.
     always(libc::SYS_recvmsg),
     always(libc::SYS_ftruncate),
+    // An image that such a file takes the place of.
+    when(
+        libc::SYS_fcntl,
+        &[
+            When::Command(libc::F_GETFL),
+            When::Command(libc::F_SETFL),
+            When::Command(libc::F_OFD_SETLK),
+        ],
+    ),
+    when(libc::SYS_ioctl, &[When::Request(BLKSSZGET), When::Request(BLKPBSZGET)]),
+    always(libc::SYS_fdatasync),
+    always(libc::SYS_dup3),
     // Timers, and the signals that ask the guest to end.
     always(libc::SYS_timerfd_create),
     always(libc::SYS_timerfd_settime),

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, OFlags, SeekFrom, StatxFlags};
 
 mod content;
+mod exchange;
 mod lock;
 #[cfg(test)]
 mod test;

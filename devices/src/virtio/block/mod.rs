@@ -10,6 +10,7 @@ mod request;
 #[cfg(test)]
 mod test;
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -140,7 +141,7 @@ impl Block {
     }
 }
 
-/// Gives a running disk the size that its image has by now, from any thread.
+/// Gives a running disk the size that its image has by now, or another image, from any thread.
 pub struct Resizer {
     name: String,
     image: Arc<Image>,
@@ -166,6 +167,12 @@ impl Resizer {
     /// Says whether the image may only be read.
     pub fn is_read_only(&self) -> bool {
         self.image.is_read_only()
+    }
+
+    /// Puts `file` in the place of the image's; returns its size in bytes, which the driver is told.
+    pub fn exchange(&self, file: &File) -> io::Result<u64> {
+        self.image.exchange(file)?;
+        self.resize()
     }
 
     /// Looks at the image and returns the new size in bytes, cut to whole blocks.

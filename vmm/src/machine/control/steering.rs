@@ -1,5 +1,6 @@
 //! What can be done to a running machine, whoever asks for it.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -220,6 +221,15 @@ impl Steering {
             // It has been logged.
             let _ = self.resize(disk, None);
         }
+    }
+
+    /// Puts another image into a disk, tells the guest its size and returns that in bytes.
+    pub(super) fn exchange(&self, disk: &Disk, image: &File) -> io::Result<u64> {
+        let size = disk.resizer.exchange(image)?;
+        log::info!("{} has another image, of {size} bytes", disk.resizer.name());
+        let details = json!({ "disk": disk.name, "size": size });
+        self.parts.happenings.report("disk-exchanged", details);
+        Ok(size)
     }
 
     /// Tells the guest the size that an image has by now, or is given first; returns it in bytes.

@@ -29,6 +29,7 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("Stop", &[], stop),
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
+        verb("ExchangeImage", &["disk", "image"], exchange_image),
         verb("ListNetworkCards", &[], cards::list),
         verb("SetNetworkLink", &["card", "plugged"], cards::set_link),
         verb("AttachConsole", &["console", "columns", "rows"], attach_console),
@@ -114,6 +115,14 @@ fn resize_disk(machine: &mut Steering, request: &Request) -> Served {
     let size = request.number("size")?;
     let disk = find_disk(machine, request.text("disk")?)?;
     match machine.resize(disk, size) {
+        Ok(size) => Ok(Answer::Done(json!({ "size": size }))),
+        Err(error) => Err(Refusal::not_possible(error)),
+    }
+}
+
+fn exchange_image(machine: &mut Steering, request: &Request) -> Served {
+    let disk = find_disk(machine, request.text("disk")?)?;
+    match machine.exchange(disk, &request.file("image")?.into()) {
         Ok(size) => Ok(Answer::Done(json!({ "size": size }))),
         Err(error) => Err(Refusal::not_possible(error)),
     }

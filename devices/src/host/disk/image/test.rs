@@ -139,3 +139,35 @@ fn direct_access_reports_the_alignment_that_the_file_system_wants() {
         Err(error) => assert!(error.to_string().contains("leave `direct` out"), "{error}"),
     }
 }
+
+#[test]
+fn another_file_takes_the_place_of_an_image_and_its_lock() {
+    let (first, second) = (file_of(&[1; 1024]), file_of(&[2; 2048]));
+    let image = Image::open(first.path(), WRITABLE).unwrap();
+    let open = |path| File::options().read(true).write(true).open(path).unwrap();
+    image.exchange(&open(second.path())).unwrap();
+    assert_eq!(image.size_bytes().unwrap(), 2048);
+    let mut start = [0; 1];
+    assert_eq!(read_some(&image.file, 0, &mut start).unwrap(), 1);
+    assert_eq!(start, [2]);
+    assert!(refusal(second.path(), WRITABLE).contains("in use"));
+    Image::open(first.path(), WRITABLE).unwrap();
+}
+
+#[test]
+fn what_cannot_take_the_place_of_an_image_leaves_it_as_it_is() {
+    let (file, partial, fine) = (file_of(&[1; 1024]), file_of(&[2; 1000]), file_of(&[3; 512]));
+    let image = Image::open(file.path(), WRITABLE).unwrap();
+    let _other_guest = Image::open(fine.path(), READ_ONLY).unwrap();
+    let writable = |path: &Path| File::options().read(true).write(true).open(path).unwrap();
+    for (successor, expected) in [
+        (File::open(fine.path()).unwrap(), "not open for what this disk does"),
+        (writable(Path::new("/dev/null")), "a file takes the place of a file"),
+        (writable(fine.path()), "in use"),
+        (writable(partial.path()), "ends within a block"),
+    ] {
+        let error = image.exchange(&successor).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(image.size_bytes().unwrap(), 1024);
+    }
+}

@@ -39,6 +39,9 @@ use tests::tool::progress;
 /// A test that boots guests: its name, which says what it proves, and what it does.
 type GuestTest = (&'static str, fn(&Testbed) -> Result<()>);
 
+/// A test that needs no guest.
+type HostTest = (&'static str, fn() -> Result<()>);
+
 /// Names how often each guest test is run, one time after the other, to find what is rare.
 const REPEAT: &str = "NIXVMM_TEST_REPEAT";
 
@@ -74,6 +77,10 @@ fn guest_tests() -> Vec<GuestTest> {
 /// The tests that need no guest.
 fn host_trials() -> Vec<Trial> {
     [tidy::trials(), units::trials(), nix::trials()].into_iter().flatten().collect()
+}
+
+fn host_trial(&(name, test): &HostTest) -> Trial {
+    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
 }
 
 fn main() -> ExitCode {

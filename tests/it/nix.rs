@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Trial;
 use serde_json::Value;
 use tests::program;
+
+use crate::{HostTest, host_trial};
 
 /// Names the folder `lib` of nixpkgs; without it, `NIX_PATH` may lead to nixpkgs.
 const LIBRARY: &str = "NIXPKGS_LIB";
@@ -26,15 +28,11 @@ const STORE: &[&str] = &[
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let checks: &[(&str, fn() -> Result<()>)] = &[
+    let checks: &[HostTest] = &[
         ("nix::every_file_parses", parse),
         ("nix::modules_evaluate_to_what_is_expected_and_nixvmm_takes_their_machines", evaluate),
     ];
-    let trial = |(name, check): &(&str, fn() -> Result<()>)| {
-        let check = *check;
-        Trial::test(*name, move || check().map_err(|error| Failed::from(format!("{error:#}"))))
-    };
-    checks.iter().map(trial).collect()
+    checks.iter().map(host_trial).collect()
 }
 
 fn parse() -> Result<()> {

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Trial;
+
+use crate::{HostTest, host_trial};
 
 /// Where systemd-analyze's opinion of a unit's exposure must end, in tenths: it goes from 0 to 100.
 const EXPOSURE_MAX_TENTHS: u32 = 20;
@@ -19,16 +21,12 @@ const PROGRAMS: &[&str] =
 const STATE: &str = "/var/lib/microvms/%i";
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let checks: &[(&str, fn() -> Result<()>)] = &[
+    let checks: &[HostTest] = &[
         ("units::systemd_finds_no_mistake_in_them", verify),
         ("units::none_is_exposed_by_more_than_two_points", exposure),
         ("units::only_the_network_helpers_have_a_capability_and_nothing_runs_as_root", privileges),
     ];
-    let trial = |(name, check): &(&str, fn() -> Result<()>)| {
-        let check = *check;
-        Trial::test(*name, move || check().map_err(|error| Failed::from(format!("{error:#}"))))
-    };
-    checks.iter().map(trial).collect()
+    checks.iter().map(host_trial).collect()
 }
 
 fn verify() -> Result<()> {

@@ -1,5 +1,5 @@
-//! `nixvmm ctl swap`: opens the new image as the disk needs it and hands it over. The machine itself
-//! can open nothing.
+//! `nixvmm ctl swap`: opens the new image as the disk needs it and hands it over. The machine
+//! itself can open nothing.
 
 use std::fs::OpenOptions;
 use std::path::Path;

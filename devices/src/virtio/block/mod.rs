@@ -169,7 +169,7 @@ impl Resizer {
         self.image.is_read_only()
     }
 
-    /// Puts `file` in the place of the image's; returns its size in bytes, which the driver is told.
+    /// Puts `file` in the place of the image's, and returns its size in bytes. The driver is told.
     pub fn exchange(&self, file: &File) -> io::Result<u64> {
         self.image.exchange(file)?;
         self.resize()

@@ -15,6 +15,7 @@ mod nix;
 mod nixos;
 mod power;
 mod sandbox;
+mod share;
 mod terminal;
 mod tidy;
 mod units;
@@ -67,6 +68,7 @@ fn guest_tests() -> Vec<GuestTest> {
         terminal::TESTS,
         power::TESTS,
         sandbox::TESTS,
+        share::TESTS,
         vhost::TESTS,
         vsock::TESTS,
         nixos::TESTS,

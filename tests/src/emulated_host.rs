@@ -323,11 +323,7 @@ impl FileServer {
         let log = File::create(folder.join("virtiofsd.log"))?;
         let mut command = virtiofsd();
         command.arg(format!("--socket-path={}", socket.display()));
-        if is_own_project() {
-            command.args(["--shared-dir=/", "--sandbox=chroot", "--cache=auto"]);
-        } else {
-            command.args(["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"]);
-        }
+        command.args(shared_folder(Path::new("/")));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = Process(command.spawn().context("virtiofsd cannot be started")?);
 
@@ -340,6 +336,18 @@ impl FileServer {
             thread::sleep(POLL);
         }
         Ok(Self { _process: process })
+    }
+}
+
+/// What makes a virtiofsd serve `folder`, whichever of the two programs of that name it is.
+pub fn shared_folder(folder: &Path) -> Vec<String> {
+    let folder = folder.display();
+    match is_own_project() {
+        true => {
+            let source = format!("--shared-dir={folder}");
+            vec!["--sandbox=chroot".to_owned(), "--cache=auto".to_owned(), source]
+        }
+        false => vec!["-o".to_owned(), format!("sandbox=chroot,cache=auto,source={folder}")],
     }
 }
 

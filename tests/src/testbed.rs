@@ -44,7 +44,7 @@ impl Testbed {
     /// # Errors
     /// What could not be fetched, installed or built.
     pub fn prepare(cache: &Cache) -> Result<Self> {
-        packages::require(&[Program::MakeExt4, Program::Ip])?;
+        packages::require(&[Program::MakeExt4, Program::Ip, Program::Virtiofsd])?;
         let kernel = Kernel::fetch(cache)?;
         let program = program::build()?;
         let vsock_program = program::build_static("tests", "vsock-guest", "test-guest")?;

@@ -37,7 +37,8 @@ pub const MODULES: [&str; 15] = [
 ];
 
 /// Modules that the tiny guest loads where a test asks for them: `sh /modules/more`.
-const MORE_MODULES: [&str; 5] = ["virtio_mem", "virtio_pmem", "nd_pmem", "dax_pmem", "wdat_wdt"];
+const MORE_MODULES: [&str; 6] =
+    ["virtio_mem", "virtio_pmem", "nd_pmem", "dax_pmem", "wdat_wdt", "virtiofs"];
 
 /// The initramfs of the tiny guest for `kernel`.
 ///

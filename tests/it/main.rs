@@ -16,6 +16,7 @@ mod nixos;
 mod power;
 mod sandbox;
 mod share;
+mod store;
 mod terminal;
 mod tidy;
 mod units;
@@ -69,6 +70,7 @@ fn guest_tests() -> Vec<GuestTest> {
         power::TESTS,
         sandbox::TESTS,
         share::TESTS,
+        store::TESTS,
         vhost::TESTS,
         vsock::TESTS,
         nixos::TESTS,

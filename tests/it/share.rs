@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[GuestTest] = &[(
 )];
 
 /// Every fact about a tree: inodes, content and links.
-const LISTING: &str = "\
+pub(crate) const LISTING: &str = "\
     find . | LC_ALL=C sort | tr '\\n' '\\0' | xargs -0 stat -c '%n %f %u %g %s %b %h %Y' && \
     find . -type f | LC_ALL=C sort | xargs sha256sum && \
     find . -type l | LC_ALL=C sort | while read -r link; do readlink $link; done";
@@ -140,13 +140,7 @@ fn child_is_killed(guest: &mut Guest) -> Result<()> {
         "(while cat /mnt/tree/*/* > /dev/null 2>&1; do :; done; echo > /run/over) \
          > /dev/null 2>&1 &",
     )?;
-    let children = format!("/proc/{0}/task/{0}/children", guest.process_id());
-    let children = fs::read_to_string(&children).context(children)?;
-    ensure!(!children.trim().is_empty(), "no virtiofsd is a child");
-    for child in children.split_whitespace() {
-        let child = Pid::from_raw(child.parse()?).context("a process id is not 0")?;
-        kill_process(child, Signal::KILL)?;
-    }
+    kill_children(guest)?;
     guest.errors().wait_for("no files any more", PATIENCE)?;
     guest.errors().wait_for("every request is refused", PATIENCE)?;
     guest.run("until [ -e /run/over ]; do sleep 0.1; done")?;
@@ -157,7 +151,19 @@ fn child_is_killed(guest: &mut Guest) -> Result<()> {
     guest.run("sync; cd / && umount /mnt; echo the guest goes on").map(drop)
 }
 
-fn listing_of(tree: &Path) -> Result<String> {
+/// Kills whoever serves files to the guest.
+pub(crate) fn kill_children(guest: &Guest) -> Result<()> {
+    let children = format!("/proc/{0}/task/{0}/children", guest.process_id());
+    let children = fs::read_to_string(&children).context(children)?;
+    ensure!(!children.trim().is_empty(), "nobody who serves files is a child");
+    for child in children.split_whitespace() {
+        let child = Pid::from_raw(child.parse()?).context("a process id is not 0")?;
+        kill_process(child, Signal::KILL)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn listing_of(tree: &Path) -> Result<String> {
     let output = Command::new("sh").args(["-c", LISTING]).current_dir(tree).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
@@ -217,7 +223,8 @@ impl Listening {
         let mut command = tool::command(Program::Virtiofsd.name());
         command.arg(format!("--socket-path={}", socket.display()));
         command.args(emulated_host::shared_folder(folder));
-        let process = Self(command.stdin(Stdio::null()).spawn()?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = Self(command.spawn()?);
         let deadline = Instant::now() + PATIENCE;
         while !socket.exists() {
             ensure!(Instant::now() < deadline, "virtiofsd does not listen");

@@ -1,0 +1,123 @@
+//! Does a guest see the closure that it was given, all of it, and nothing else?
+
+use std::fs::{self, File, Permissions};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use tests::guest::{Guest, Launch};
+use tests::testbed::Testbed;
+
+use crate::GuestTest;
+use crate::share::{LISTING, kill_children, listing_of};
+
+pub(crate) const TESTS: &[GuestTest] =
+    &[("store::a_guest_sees_its_closure_as_the_host_does_and_nothing_else", closure_only)];
+
+/// Files in one folder: more than a few replies of names hold.
+const MANY: usize = 2000;
+
+fn closure_only(testbed: &Testbed) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = folder.path().join("store");
+    let paths = ["0a-program", "0b-many", "0c-file"];
+    make_store(&store)?;
+    let list = folder.path().join("store-paths");
+    let lines = paths.map(|path| format!("{}\n", store.join(path).display())).concat();
+    fs::write(&list, lines)?;
+    let share = format!("closure={},store={}", list.display(), store.display());
+    let mut guest =
+        Launch::tiny(testbed, &testbed.bzimage).arguments(["--store-share", &share]).boot()?;
+    guest.run("sh /modules/more 2> /dev/null; mount -t virtiofs -o ro store /mnt")?;
+
+    let names = guest.run("ls -a /mnt")?;
+    let expected = [".", "..", "0a-program", "0b-many", "0c-file"];
+    ensure!(names.lines().eq(expected), "the guest sees {names}");
+    for path in ["0a-program", "0b-many"] {
+        let (ours, theirs) = (listing_of(&store.join(path))?, listing_in(&mut guest, path)?);
+        if let Some((ours, theirs)) = ours.lines().zip(theirs.lines()).find(|(a, b)| a != b) {
+            anyhow::bail!("the host has\n{ours}\nand the guest sees\n{theirs}");
+        }
+        ensure!(ours == theirs, "{path} differs in length");
+    }
+    // Once more from what the guest has kept.
+    ensure!(listing_in(&mut guest, "0a-program")? == listing_of(&store.join("0a-program"))?);
+    reaches_nothing_else(&mut guest)?;
+    changes_nothing(&mut guest)?;
+
+    kill_children(&guest)?;
+    guest.errors().wait_for("no files any more", tests::guest::PATIENCE)?;
+    guest.errors().wait_for("every request is refused", tests::guest::PATIENCE)?;
+    let (status, said) = guest.attempt("ls /mnt/0a-program/never-looked-for")?;
+    ensure!(status != 0, "a server that is dead found a file: {said}");
+    guest.run("cd / && umount /mnt; echo the guest goes on")?;
+    guest.power_off()
+}
+
+fn reaches_nothing_else(guest: &mut Guest) -> Result<()> {
+    for path in [
+        "0d-hidden",
+        "0d-hidden/secret",
+        "0a-program/out",
+        "0a-program/../0d-hidden/secret",
+        "../store-paths",
+        "0a-program/up/store-paths",
+        "0a-program/up/store/0d-hidden/secret",
+    ] {
+        let (status, said) = guest.attempt(&format!("cat /mnt/{path}"))?;
+        ensure!(status != 0 && !said.contains("hidden away"), "{path}: {said}");
+    }
+    Ok(())
+}
+
+fn changes_nothing(guest: &mut Guest) -> Result<()> {
+    guest.run("mount -o remount,rw /mnt")?;
+    for command in [
+        "echo more >> /mnt/0c-file",
+        "touch /mnt/new",
+        "mkdir /mnt/0a-program/new",
+        "rm /mnt/0c-file",
+        "mv /mnt/0c-file /mnt/0e-file",
+        "chmod 777 /mnt/0a-program",
+        "ln -s /bin /mnt/link",
+        "truncate -s 0 /mnt/0c-file",
+    ] {
+        let (status, said) = guest.attempt(command)?;
+        ensure!(status != 0 && said.contains("Read-only"), "{command}: {status}, {said}");
+    }
+    Ok(())
+}
+
+fn listing_in(guest: &mut Guest, path: &str) -> Result<String> {
+    guest.run(&format!("cd /mnt/{path} && {LISTING}"))
+}
+
+/// Three paths, one of them a file, and one that no closure has.
+fn make_store(store: &Path) -> Result<()> {
+    let program = store.join("0a-program");
+    fs::create_dir_all(program.join("bin"))?;
+    for (name, mode) in [("bin/tool", 0o555), ("bin/set", 0o2555), ("share", 0o444)] {
+        fs::write(program.join(name), name.repeat(10_000))?;
+        fs::set_permissions(program.join(name), Permissions::from_mode(mode))?;
+    }
+    for (name, target) in
+        [("lib", "../0b-many"), ("out", "../0d-hidden/secret"), ("up", "../.."), ("sh", "bin/tool")]
+    {
+        symlink(target, program.join(name))?;
+    }
+    fs::hard_link(program.join("share"), program.join("bin/share"))?;
+    let mut sparse = File::create(program.join("sparse"))?;
+    sparse.seek(SeekFrom::Start(16 << 20))?;
+    sparse.write_all(b"behind a hole")?;
+    let large: Vec<u8> = (0..1_u32 << 20).flat_map(u32::to_le_bytes).collect();
+    fs::write(program.join("large"), large)?;
+
+    fs::create_dir(store.join("0b-many"))?;
+    for number in 0..MANY {
+        fs::write(store.join(format!("0b-many/file-{number}")), number.to_string())?;
+    }
+    fs::write(store.join("0c-file"), "a path that is a file\n")?;
+    fs::create_dir(store.join("0d-hidden"))?;
+    Ok(fs::write(store.join("0d-hidden/secret"), "hidden away\n")?)
+}

@@ -4,10 +4,12 @@ use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use tests::guest::{Guest, Launch};
 use tests::testbed::Testbed;
+use tests::tool;
 
 use crate::GuestTest;
 use crate::share::{LISTING, kill_children, listing_of};
@@ -27,8 +29,10 @@ fn closure_only(testbed: &Testbed) -> Result<()> {
     let lines = paths.map(|path| format!("{}\n", store.join(path).display())).concat();
     fs::write(&list, lines)?;
     let share = format!("closure={},store={}", list.display(), store.display());
-    let mut guest =
-        Launch::tiny(testbed, &testbed.bzimage).arguments(["--store-share", &share]).boot()?;
+    let control = folder.path().join("control");
+    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+        .arguments(["--store-share", &share, "--control", &control.display().to_string()])
+        .boot()?;
     guest.run("sh /modules/more 2> /dev/null; mount -t virtiofs -o ro store /mnt")?;
 
     let names = guest.run("ls -a /mnt")?;
@@ -44,6 +48,7 @@ fn closure_only(testbed: &Testbed) -> Result<()> {
     // Once more from what the guest has kept.
     ensure!(listing_in(&mut guest, "0a-program")? == listing_of(&store.join("0a-program"))?);
     reaches_nothing_else(&mut guest)?;
+    is_shown_more(&mut guest, testbed, &store, &control)?;
     changes_nothing(&mut guest)?;
 
     kill_children(&guest)?;
@@ -68,6 +73,24 @@ fn reaches_nothing_else(guest: &mut Guest) -> Result<()> {
         let (status, said) = guest.attempt(&format!("cat /mnt/{path}"))?;
         ensure!(status != 0 && !said.contains("hidden away"), "{path}: {said}");
     }
+    Ok(())
+}
+
+/// A path that is added at run time is seen; what is none of the store is refused.
+fn is_shown_more(guest: &mut Guest, testbed: &Testbed, store: &Path, control: &Path) -> Result<()> {
+    let list = store.with_file_name("more-paths");
+    let add = |line: String| {
+        fs::write(&list, line)?;
+        let mut command = Command::new(&testbed.program);
+        tool::finish(command.arg("ctl").arg(control).arg("store-add").arg(&list))
+    };
+    ensure!(add("/etc/passwd\n".to_owned()).is_err(), "a path outside the store was added");
+    fs::create_dir(store.join("0f-added"))?;
+    fs::write(store.join("0f-added/file"), "added later\n")?;
+    add(format!("{}\n", store.join("0f-added").display()))?;
+    guest.run("until grep added /mnt/0f-added/file; do sleep 0.5; done")?;
+    let (status, said) = guest.attempt("cat /mnt/0d-hidden/secret")?;
+    ensure!(status != 0, "what was not added is seen: {said}");
     Ok(())
 }
 

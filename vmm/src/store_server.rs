@@ -4,12 +4,13 @@
 //! no capabilities, landlock lets it open nothing else and write nothing, and its threads have one
 //! filter of system calls, which has none that makes threads, processes, sockets or changes.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use devices::store::closure::Closure;
@@ -21,8 +22,11 @@ use crate::sandbox::StoreSandbox;
 /// More than the list of any closure has.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
+/// The longest list of further paths that comes at once.
+pub const ADDITION_BYTES_MAX: usize = 64 << 10;
+
 /// What such a process is started with, besides a socket as its standard input, at which the one
-/// connection waits that it serves.
+/// connection waits that it serves, and one as its standard output, by which further paths come.
 #[derive(Clone, Debug)]
 pub struct StoreServer {
     /// The folder.
@@ -51,11 +55,30 @@ impl StoreServer {
         let sandbox = self.sandbox.then(|| StoreSandbox::enter(&self.store)).transpose()?;
         let server = Server::start(&store, self.tag.as_bytes(), self.queues, listener)
             .context("nobody to serve: this is for nixvmm itself to start")?;
+        if self.closure.is_some() {
+            take_additions(store, self.store).context("cannot wait for further paths")?;
+        }
         if let Some(sandbox) = sandbox {
             sandbox.close()?;
         }
         server.wait().context("the machine breaks the protocol")
     }
+}
+
+/// Takes lists of further paths from the standard output's other end, a message each, as long as this
+/// process lives.
+fn take_additions(served: Arc<Store>, store: PathBuf) -> io::Result<()> {
+    let mut messages = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut list = vec![0; ADDITION_BYTES_MAX];
+    let take = move || {
+        while let Ok(length @ 1..) = messages.read(&mut list) {
+            let lines = list.get(..length).unwrap_or_default();
+            if let Err(error) = served.extend(lines, &store) {
+                log::error!("the closure stays as it is: {error}");
+            }
+        }
+    };
+    thread::Builder::new().name("additions".to_owned()).spawn(take).map(drop)
 }
 
 fn read(list: &Path, store: &Path) -> Result<Closure> {

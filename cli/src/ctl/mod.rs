@@ -3,6 +3,7 @@
 mod connection;
 mod console;
 pub(crate) mod print;
+mod store;
 mod swap;
 
 use std::path::{Path, PathBuf};
@@ -69,6 +70,11 @@ pub(crate) enum Verb {
         /// The new image.
         image: PathBuf,
     },
+    /// Shows the guest the store paths that a file lists, besides those of its closure.
+    StoreAdd {
+        /// The list, one path a line, as closureInfo writes it to store-paths.
+        list: PathBuf,
+    },
     /// Lists the network cards, or pulls the plug of one or puts it in again.
     Link {
         /// The card: net0 and so on.
@@ -131,6 +137,7 @@ pub(crate) fn act(socket: &Path, verb: &Verb, json: bool) -> Result<()> {
     let reply = match verb {
         Verb::Balloon { target: None } => fresh_balloon(&mut connection, method)?,
         Verb::Swap { disk, image } => swap::exchange(&mut connection, disk, image)?,
+        Verb::StoreAdd { list } => store::add(&mut connection, method, list)?,
         _ => connection.call(method, &parameters)?,
     };
     if json && verb.has_reply() {
@@ -168,6 +175,7 @@ impl Verb {
                 return ("ResizeDisk", json!({ "disk": disk, "size": size }));
             }
             Self::Swap { .. } => "ExchangeImage",
+            Self::StoreAdd { .. } => "AddStorePaths",
             Self::Link { card: None, .. } => "ListNetworkCards",
             Self::Link { card, plug } => {
                 let is_plugged = *plug == Some(Plug::On);
@@ -199,6 +207,7 @@ impl Verb {
                 | Self::PowerOff
                 | Self::Reset
                 | Self::Stop
+                | Self::StoreAdd { .. }
                 | Self::Balloon { target: Some(_) }
                 | Self::Link { card: Some(_), .. }
         )

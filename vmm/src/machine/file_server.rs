@@ -18,7 +18,8 @@ use anyhow::{Context as _, Error, Result, anyhow};
 use devices::event::LoopHandle;
 use devices::host::vhost::user::UserVhost;
 
-use super::{store_server, virtiofsd};
+use super::store_server::{self, Additions};
+use super::virtiofsd;
 use crate::config::Config;
 
 /// What a child that hangs up before the guest has started may take to end, and how often it is
@@ -40,6 +41,8 @@ pub(crate) struct FileServer {
     /// Our end of the connection. The other one may be accepted later: the child has
     /// [`PATIENCE`](devices::host::vhost::user::PATIENCE) from the time at which devices are made.
     pub(crate) socket: UnixStream,
+    /// Where it is told of further store paths, if it serves a closure.
+    pub(crate) additions: Option<Additions>,
 }
 
 impl FileServer {
@@ -61,7 +64,7 @@ impl FileServer {
 
     /// The conversation with it, for a device with at most `ring_count` rings, and its process.
     pub(crate) fn connect(self, ring_count: u64, watch: LoopHandle) -> Result<(UserVhost, Child)> {
-        let Self { tag: _, program, mut child, socket } = self;
+        let Self { program, mut child, socket, .. } = self;
         match UserVhost::with_child(socket, ring_count, watch) {
             Ok(vhost) => Ok((vhost, child)),
             Err(error) => Err(refusal(error.into(), &program, &mut child)),

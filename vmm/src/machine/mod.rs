@@ -27,6 +27,7 @@ use self::control::{Control, Parts, Steering};
 use self::devices::{Devices, Site};
 use self::file_server::FileServer;
 use self::passt::Passt;
+use self::store_server::Additions;
 use crate::address_plan::AddressPlan;
 use crate::config::{self, BootProtocol, Config, OnReboot, Watchdog};
 use crate::exit::Exit;
@@ -74,6 +75,11 @@ impl Children {
     fn start(config: &Config) -> Result<Self> {
         let passts = Passt::start_all(config)?;
         Ok(Self { passts, file_servers: FileServer::start_all(config)? })
+    }
+
+    /// Where further paths of the store go, if the guest sees a closure.
+    pub(crate) fn take_additions(&mut self) -> Option<Additions> {
+        self.file_servers.iter_mut().find_map(|server| server.additions.take())
     }
 }
 
@@ -282,6 +288,7 @@ fn steering(
         notifier: notifier.clone(),
         sizer: devices.sizer(),
         inflator: devices.inflator(),
+        additions: devices.take_additions(),
         consoles: devices.take_consoles(),
     })?)
 }

@@ -56,7 +56,8 @@ pub(super) fn start(share: &Share, source: &Path) -> Result<FileServer> {
     child::end_with_us(&mut command);
     let child =
         command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
-    Ok(FileServer { tag: share.tag.clone(), program: PROGRAM.to_owned(), child, socket })
+    let (tag, program) = (share.tag.clone(), PROGRAM.to_owned());
+    Ok(FileServer { tag, program, child, socket, additions: None })
 }
 
 /// The first one in `PATH` or in [`PLACES`].

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::super::devices::{Counted, Disk, SharedWatchdog};
+use super::super::store_server::Additions;
 use crate::config::Config;
 use crate::happenings::Happenings;
 use crate::notify::Notifier;
@@ -54,6 +55,8 @@ pub(crate) struct Parts {
     pub(crate) notifier: Notifier,
     /// The size of its memory, where that can change.
     pub(crate) sizer: Option<Sizer>,
+    /// Where further paths of a closure go, if the guest has one.
+    pub(crate) additions: Option<Additions>,
     /// The balloon, where there is one.
     pub(crate) inflator: Option<Inflator>,
 }

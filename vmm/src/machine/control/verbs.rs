@@ -30,6 +30,7 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
         verb("ExchangeImage", &["disk", "image"], exchange_image),
+        verb("AddStorePaths", &["paths"], add_store_paths),
         verb("ListNetworkCards", &[], cards::list),
         verb("SetNetworkLink", &["card", "plugged"], cards::set_link),
         verb("AttachConsole", &["console", "columns", "rows"], attach_console),
@@ -126,6 +127,21 @@ fn exchange_image(machine: &mut Steering, request: &Request) -> Served {
         Ok(size) => Ok(Answer::Done(json!({ "size": size }))),
         Err(error) => Err(Refusal::not_possible(error)),
     }
+}
+
+fn add_store_paths(machine: &mut Steering, request: &Request) -> Served {
+    let paths = request.texts("paths")?;
+    let additions = machine.parts.additions.as_ref();
+    let additions = additions
+        .ok_or_else(|| Refusal::not_possible("this guest has no --store-share closure=FILE"))?;
+    if paths.iter().any(|path| path.contains('\n')) {
+        return Err(Refusal::invalid_parameter("paths"));
+    }
+    let list = paths.join("\n");
+    additions.add(list.as_bytes()).map_err(|error| Refusal::not_possible(format!("{error:#}")))?;
+    log::info!("the guest sees {} store paths more", paths.len());
+    machine.parts.happenings.report("store-paths-added", json!({ "count": paths.len() }));
+    done()
 }
 
 fn attach_console(machine: &mut Steering, request: &Request) -> Served {

@@ -42,6 +42,7 @@ use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
 use crate::machine::Children;
+use crate::machine::store_server::Additions;
 use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings};
 use crate::sandbox::Sandbox;
@@ -60,6 +61,8 @@ pub(crate) struct Devices {
     consoles: Vec<(&'static str, Outlet)>,
     sizer: Option<Sizer>,
     inflator: Option<Inflator>,
+    /// Where further paths of a closure go, if the guest has one.
+    additions: Option<Additions>,
     cards: Vec<net::Card>,
     /// Passes the guest's messages on to the service manager.
     relay: Option<Registration>,
@@ -117,6 +120,7 @@ impl Devices {
             consoles: Vec::new(),
             sizer: None,
             inflator: None,
+            additions: None,
             cards: Vec::new(),
             relay: None,
             worker_threads: Vec::new(),
@@ -162,6 +166,11 @@ impl Devices {
     /// What inflates the balloon, where there is one.
     pub(crate) fn inflator(&self) -> Option<Inflator> {
         self.inflator.clone()
+    }
+
+    /// Where further paths of a closure go, if the guest has one; there once.
+    pub(crate) fn take_additions(&mut self) -> Option<Additions> {
+        self.additions.take()
     }
 
     /// Where control clients can look on at the console and the serial port; there once.
@@ -238,6 +247,7 @@ impl Devices {
         let console = stream::open("--console", &site.config.console, site)?;
         disk::add(site, &mut devices, &mut self.worker_threads, &mut self.disks)?;
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
+        self.additions = site.children.take_additions();
         share::add(site, &mut devices, &mut self.worker_threads)?;
         self.relay = vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {

@@ -20,7 +20,8 @@ rustPlatform.buildRustPackage {
 
   nativeBuildInputs = [ installShellFiles ];
 
-  postInstall = lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''
+  # Called by this name it takes the flags of microvm.nix's command.
+  postInstall = "ln -s nixvmm $out/bin/microvm\n" + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''
     nixvmm=${stdenv.hostPlatform.emulator buildPackages}\ $out/bin/nixvmm
     $nixvmm man > nixvmm.1
     installManPage nixvmm.1

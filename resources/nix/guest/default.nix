@@ -26,6 +26,7 @@ in
     ./mounts.nix
     ./optimize.nix
     ./store-disk.nix
+    ./store-share.nix
     ./system.nix
     ./warnings.nix
   ];

@@ -54,6 +54,12 @@ in
         defaultText = literalExpression "pkgs.stdenv.hostPlatform.isx86_64";
         description = "Whether the kernel is unpacked when the guest is built, so that no start has to.";
       };
+      store = option (types.enum [
+        "virtiofsd"
+        "whole"
+        "closure"
+      ]) "virtiofsd" "Who serves a share whose source is /nix/store, and what of it: virtiofsd all of it, nixvmm itself all of it, or nixvmm only the guest's closure.";
+      storeClosure = option (types.nullOr types.str) null "The file that lists the store paths that the guest sees, for `store = \"closure\"`.";
       storeDiskSerial = option types.str "nix-store" "The serial by which the guest finds its store image.";
       extraArgs = option (types.listOf types.str) [ ] "Further arguments of nixvmm.";
       extraConfig = mkOption {

@@ -99,6 +99,14 @@ let
     }
     .${cfg.nixvmm.vsock};
 
+  isStore = { source, ... }: source == "/nix/store";
+  servesStore = cfg.nixvmm.store != "virtiofsd" && lib.any isStore cfg.shares;
+  shares = if servesStore then builtins.filter (share: !isStore share) cfg.shares else cfg.shares;
+  storeShare = {
+    inherit (lib.findFirst isStore { } cfg.shares) tag;
+  }
+  // optionalAttrs (cfg.nixvmm.store == "closure") { closure = cfg.nixvmm.storeClosure; };
+
   # nixvmm starts a virtiofsd for each, whatever protocol the option says.
   share =
     { tag, source, readOnly, cache, posixAcl, extraArgs, ... }:
@@ -134,6 +142,7 @@ let
     watchdog = cfg.nixvmm.watchdog;
     on-reboot = cfg.nixvmm.onReboot;
   }
-  // optionalAttrs (cfg.shares != [ ]) { shares = map share cfg.shares; };
+  // optionalAttrs (shares != [ ]) { shares = map share shares; }
+  // optionalAttrs servesStore { store-share = storeShare; };
 in
 lib.recursiveUpdate (filterAttrs (_: value: value != null) machine) cfg.nixvmm.extraConfig

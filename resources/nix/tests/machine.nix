@@ -88,6 +88,27 @@ let
       }
     ];
   };
+
+  storeOf =
+    store:
+    let
+      made = machine (guest {
+        microvm = {
+          nixvmm = { inherit store; };
+          shares = [
+            {
+              tag = "ro-store";
+              source = "/nix/store";
+              mountPoint = "/nix/.ro-store";
+            }
+          ];
+        };
+      });
+    in
+    {
+      share = made.store-share or null;
+      tags = map ({ tag, ... }: tag) (made.shares or [ ]);
+    };
 in
 {
   machines = {
@@ -245,6 +266,26 @@ in
         ];
         programs = [ "microvm-balloon" "microvm-console" "microvm-run" "microvm-shutdown" ];
       };
+    };
+    "machine: a share of the store is served by whom the option names, as a closure or whole" = {
+      found = map storeOf [ "virtiofsd" "whole" "closure" ];
+      expected = [
+        {
+          share = null;
+          tags = [ "ro-store" ];
+        }
+        {
+          share.tag = "ro-store";
+          tags = [ ];
+        }
+        {
+          share = {
+            tag = "ro-store";
+            closure = "${store}/closure-info/store-paths";
+          };
+          tags = [ ];
+        }
+      ];
     };
     "machine: a key of nixvmm's own goes over what the options give" = {
       found = (machine (guest { microvm.nixvmm.extraConfig = { memory.prealloc = true; cpus = 3; }; })).memory;

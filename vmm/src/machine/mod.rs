@@ -275,8 +275,12 @@ fn steering(
     threads: &VcpuThreads,
     devices: &mut Devices,
 ) -> Result<Steering> {
+    let mut config = config.clone();
+    if let Some(vsock) = &mut config.vsock {
+        vsock.cid = devices.context_id();
+    }
     Ok(Steering::new(Parts {
-        config: config.clone(),
+        config,
         endings: shared.endings.clone(),
         happenings: happenings.clone(),
         pause: threads.pause(),

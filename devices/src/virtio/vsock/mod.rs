@@ -63,6 +63,11 @@ impl Vsock {
         Self::on(Path::Kernel(Arc::new(Mutex::new(rings))), cid, features, home)
     }
 
+    /// The guest's context id.
+    pub fn context_id(&self) -> u64 {
+        self.cid
+    }
+
     fn on(path: Path, cid: u32, features: u64, home: LoopHandle) -> Self {
         let cid = u64::from(cid);
         Self { worker: None, cid, config: cid.to_le_bytes(), features, path, home }

@@ -64,8 +64,7 @@ pub(crate) struct Devices {
     /// Where further paths of a closure go, if the guest has one.
     additions: Option<Additions>,
     cards: Vec<net::Card>,
-    /// Passes the guest's messages on to the service manager.
-    relay: Option<Registration>,
+    socket: vsock::Socket,
     // Dropped after the devices, whose workers run on them.
     worker_threads: Vec<LoopThread>,
 }
@@ -122,7 +121,7 @@ impl Devices {
             inflator: None,
             additions: None,
             cards: Vec::new(),
-            relay: None,
+            socket: vsock::Socket::default(),
             worker_threads: Vec::new(),
         };
         devices.add_power(&mut buses, &site)?;
@@ -171,6 +170,11 @@ impl Devices {
     /// Where further paths of a closure go, if the guest has one; there once.
     pub(crate) fn take_additions(&mut self) -> Option<Additions> {
         self.additions.take()
+    }
+
+    /// The guest's context id, if it has one.
+    pub(crate) fn context_id(&self) -> Option<u32> {
+        self.socket.context_id
     }
 
     /// Where control clients can look on at the console and the serial port; there once.
@@ -249,7 +253,7 @@ impl Devices {
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
         self.additions = site.children.take_additions();
         share::add(site, &mut devices, &mut self.worker_threads)?;
-        self.relay = vsock::add(site, &mut devices, &mut self.worker_threads)?;
+        self.socket = vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {
             self.keep_outlet("console", &stream, site);
             devices.push(Box::new(console::Console::new(stream, site.main_loop.handle())));

@@ -34,25 +34,35 @@ const NOTIFY_PORT: u32 = 0x6e78_766d;
 /// Where messages of the guest's systemd come from, and the port that it sends them to.
 type Messages = (GuestMessages, u32);
 
-/// Makes the device, if there is to be one, and what hears the guest's systemd; `threads` are those
-/// of workers.
+/// What is kept of the device after it is on its bus.
+#[derive(Default)]
+pub(super) struct Socket {
+    /// What hears the guest's systemd.
+    _relay: Option<Registration>,
+    /// The guest's context id, which may have been chosen here.
+    pub(super) context_id: Option<u32>,
+}
+
+/// Makes the device, if there is to be one; `threads` are those of workers.
 pub(super) fn add(
     site: &mut Site<'_>,
     devices: &mut Vec<Box<dyn VirtioDevice>>,
     threads: &mut Vec<LoopThread>,
-) -> Result<Option<Registration>> {
-    let Some(vsock) = &site.config.vsock else { return Ok(None) };
+) -> Result<Socket> {
+    let Some(vsock) = &site.config.vsock else { return Ok(Socket::default()) };
     let (device, messages) = match &vsock.socket {
         Some(path) => behind_socket(site, vsock.cid.unwrap_or(UNIX_CID), path, threads)?,
         None => behind_kernel(site, vsock.cid)?,
     };
+    let context_id = u32::try_from(device.context_id()).ok();
     devices.push(Box::new(device));
-    let Some((messages, port)) = messages else { return Ok(None) };
+    let Some((messages, port)) = messages else { return Ok(Socket { _relay: None, context_id }) };
     let address = format!("vsock-stream:{HOST_CID}:{port}");
     site.plan.add_credential(NOTIFY_SOCKET_CREDENTIAL, &address);
     let (notifier, endings) = (site.notifier.clone(), site.endings.clone());
     let relay = Relay::new(messages, site.config, notifier, endings);
-    Ok(Some(site.main_loop.add(Box::new(relay))?))
+    let relay = site.main_loop.add(Box::new(relay))?;
+    Ok(Socket { _relay: Some(relay), context_id })
 }
 
 /// Whether the guest's systemd is told to report: somebody wants to know, and it does not report

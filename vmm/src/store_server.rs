@@ -65,8 +65,8 @@ impl StoreServer {
     }
 }
 
-/// Takes lists of further paths from the standard output's other end, a message each, as long as this
-/// process lives.
+/// Takes lists of further paths from the other end of the standard output, a message each, as long
+/// as this process lives.
 fn take_additions(served: Arc<Store>, store: PathBuf) -> io::Result<()> {
     let mut messages = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut list = vec![0; ADDITION_BYTES_MAX];

@@ -55,7 +55,7 @@ const PART: &str = "NIXVMM_TEST_PART";
 const HOSTS_MAX: usize = 2;
 
 /// What all guest tests of an emulated host may take together.
-const LIMIT: Duration = Duration::from_secs(40 * 60);
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 fn guest_tests() -> Vec<GuestTest> {
     [

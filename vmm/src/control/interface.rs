@@ -31,8 +31,11 @@ pub struct Verb<S> {
     /// Whether it has many replies, so that a call must say `more`.
     pub streams: bool,
     /// What it does.
-    pub serve: fn(&mut S, &Request) -> Result<Answer, Refusal>,
+    pub serve: fn(&mut S, &Request) -> Served,
 }
+
+/// How a call ends.
+pub type Served = Result<Answer, Refusal>;
 
 /// A call of a method that exists, with no parameters but those that it has.
 pub struct Request {

@@ -16,7 +16,7 @@ mod server;
 mod test;
 
 pub use devices::host::stream::escape::{EscapeAction, EscapeKeys};
-pub use interface::{Answer, Interface, Occasion, Refusal, Request, Verb};
+pub use interface::{Answer, Interface, Occasion, Refusal, Request, Served, Verb};
 pub use message::{Call, Inbox, MESSAGE_BYTES_MAX, Malformed};
 pub(crate) use server::Server;
 

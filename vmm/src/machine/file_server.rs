@@ -1,7 +1,5 @@
 //! Children that serve files to the guest: each has one end of a connection, and becomes a file
 //! system device ([`devices::share`](super::devices)).
-//!
-//! They are started before anything is given up that they may need, and confine themselves.
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -14,13 +12,9 @@ use std::process::{self, Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use devices::event::LoopHandle;
 use devices::host::vhost::user::UserVhost;
-
-use super::store_server::{self, Additions};
-use super::virtiofsd;
-use crate::config::Config;
 
 /// What a child that hangs up before the guest has started may take to end, and how often it is
 /// looked at meanwhile.
@@ -41,27 +35,9 @@ pub(crate) struct FileServer {
     /// Our end of the connection. The other one may be accepted later: the child has
     /// [`PATIENCE`](devices::host::vhost::user::PATIENCE) from the time at which devices are made.
     pub(crate) socket: UnixStream,
-    /// Where it is told of further store paths, if it serves a closure.
-    pub(crate) additions: Option<Additions>,
 }
 
 impl FileServer {
-    /// Starts all that the machine needs.
-    pub(crate) fn start_all(config: &Config) -> Result<Vec<Self>> {
-        let mut servers = Vec::new();
-        for share in &config.shares {
-            if let Some(source) = &share.source {
-                let server = virtiofsd::start(share, source);
-                servers.push(server.with_context(|| format!("--share tag={}", share.tag))?);
-            }
-        }
-        if let Some(share) = &config.store_share {
-            let server = store_server::start(share, config.cpus, config.sandbox);
-            servers.push(server.context("--store-share")?);
-        }
-        Ok(servers)
-    }
-
     /// The conversation with it, for a device with at most `ring_count` rings, and its process.
     pub(crate) fn connect(self, ring_count: u64, watch: LoopHandle) -> Result<(UserVhost, Child)> {
         let Self { program, mut child, socket, .. } = self;

@@ -1,5 +1,6 @@
 //! The machine: built in numbered steps, then run until it ends.
 
+mod children;
 mod control;
 mod devices;
 mod file_server;
@@ -23,11 +24,9 @@ use arch::target::start;
 use boot::{EntryProtocol, Source};
 use serde_json::Value;
 
+use self::children::Children;
 use self::control::{Control, Parts, Steering};
 use self::devices::{Devices, Site};
-use self::file_server::FileServer;
-use self::passt::Passt;
-use self::store_server::Additions;
 use crate::address_plan::AddressPlan;
 use crate::config::{self, BootProtocol, Config, OnReboot, Watchdog};
 use crate::exit::Exit;
@@ -62,25 +61,6 @@ pub(crate) struct Machine {
 struct Images {
     kernel: File,
     initrd: Option<File>,
-}
-
-/// Processes that serve devices, each of which becomes one.
-pub(crate) struct Children {
-    /// The networks of the user's own, in the order of their cards.
-    passts: Vec<Passt>,
-    file_servers: Vec<FileServer>,
-}
-
-impl Children {
-    fn start(config: &Config) -> Result<Self> {
-        let passts = Passt::start_all(config)?;
-        Ok(Self { passts, file_servers: FileServer::start_all(config)? })
-    }
-
-    /// Where further paths of the store go, if the guest sees a closure.
-    pub(crate) fn take_additions(&mut self) -> Option<Additions> {
-        self.file_servers.iter_mut().find_map(|server| server.additions.take())
-    }
 }
 
 impl Machine {

@@ -43,8 +43,12 @@ impl Additions {
     }
 }
 
-/// Starts one for a machine with `cpus` processors.
-pub(super) fn start(share: &StoreShare, cpus: u32, sandbox: bool) -> Result<FileServer> {
+/// Starts one for a machine with `cpus` processors. Where it serves a closure, that can be extended.
+pub(super) fn start(
+    share: &StoreShare,
+    cpus: u32,
+    sandbox: bool,
+) -> Result<(FileServer, Option<Additions>)> {
     let (listener, socket) = waiting_connection().context("cannot make a socket")?;
     let mut command = Command::new(THIS_PROGRAM);
     command
@@ -71,5 +75,5 @@ pub(super) fn start(share: &StoreShare, cpus: u32, sandbox: bool) -> Result<File
     child::end_with_us(&mut command);
     let child = command.spawn().context("cannot start this program again")?;
     let program = "the store's server".to_owned();
-    Ok(FileServer { tag: share.tag.clone(), program, child, socket, additions })
+    Ok((FileServer { tag: share.tag.clone(), program, child, socket }, additions))
 }

@@ -57,7 +57,7 @@ pub(super) fn start(share: &Share, source: &Path) -> Result<FileServer> {
     let child =
         command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
     let (tag, program) = (share.tag.clone(), PROGRAM.to_owned());
-    Ok(FileServer { tag, program, child, socket, additions: None })
+    Ok(FileServer { tag, program, child, socket })
 }
 
 /// The first one in `PATH` or in [`PLACES`].

@@ -4,8 +4,7 @@ use devices::virtio::net::NetHandle;
 use serde_json::{Value, json};
 
 use super::steering::Steering;
-use super::verbs::Served;
-use crate::control::{Answer, Refusal, Request};
+use crate::control::{Answer, Refusal, Request, Served};
 
 /// `ListNetworkCards`.
 pub(super) fn list(machine: &mut Steering, _: &Request) -> Served {

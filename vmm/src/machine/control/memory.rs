@@ -5,8 +5,7 @@ use devices::virtio::mem::Sizer;
 use serde_json::{Value, json};
 
 use super::steering::Steering;
-use super::verbs::Served;
-use crate::control::{Answer, Refusal, Request};
+use crate::control::{Answer, Refusal, Request, Served};
 
 /// `GetMemory`.
 pub(super) fn get(machine: &mut Steering, _: &Request) -> Served {

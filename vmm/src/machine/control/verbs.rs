@@ -11,7 +11,8 @@ use super::memory;
 use super::statistics;
 use super::steering::Steering;
 use crate::control::{
-    Answer, Interface, MACHINE_INTERFACE, MACHINE_INTERFACE_NAME, Occasion, Refusal, Request, Verb,
+    Answer, Interface, MACHINE_INTERFACE, MACHINE_INTERFACE_NAME, Occasion, Refusal, Request,
+    Served, Verb,
 };
 
 /// What control clients can call.
@@ -43,8 +44,6 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         Verb { streams: true, ..verb("Subscribe", &[], subscribe) },
     ],
 };
-
-pub(super) type Served = Result<Answer, Refusal>;
 
 const fn verb(
     name: &'static str,

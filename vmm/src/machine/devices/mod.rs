@@ -41,7 +41,7 @@ use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
-use crate::machine::Children;
+use crate::machine::children::Children;
 use crate::machine::store_server::Additions;
 use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings};
@@ -251,7 +251,7 @@ impl Devices {
         let console = stream::open("--console", &site.config.console, site)?;
         disk::add(site, &mut devices, &mut self.worker_threads, &mut self.disks)?;
         net::add(site, &mut devices, &mut self.worker_threads, &mut self.cards)?;
-        self.additions = site.children.take_additions();
+        self.additions = site.children.additions.take();
         share::add(site, &mut devices, &mut self.worker_threads)?;
         self.socket = vsock::add(site, &mut devices, &mut self.worker_threads)?;
         if let Some(stream) = console {

@@ -5,6 +5,7 @@
 //! ends at the first call that is not among them.
 #![expect(unsafe_code, reason = "signal handlers and signal masks")]
 
+mod allocator;
 mod capabilities;
 mod filter;
 mod names;
@@ -86,6 +87,7 @@ impl Sandbox {
         }
         let filters = ThreadKind::ALL.into_iter().map(filter::compile).collect::<Result<_>>()?;
         let rules = Rules { filters, removed: removed_at_end(config) };
+        allocator::share_one_heap();
         violation::handle()?;
         capabilities::give_up_inheritance()?;
         Ok(Self(Some(Arc::new(rules))))
@@ -122,6 +124,7 @@ impl StoreSandbox {
     /// it before there is a second thread.
     pub(crate) fn enter(store: &Path) -> Result<Self> {
         let program = filter::compile(ThreadKind::StoreServer)?;
+        allocator::share_one_heap();
         violation::handle()?;
         violation::name_thread(ThreadKind::StoreServer);
         capabilities::give_up_inheritance()?;

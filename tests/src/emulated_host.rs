@@ -63,6 +63,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// An emulated host that can be started.
 #[derive(Clone, Debug)]
 pub struct EmulatedHost {
+    emulator: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
     runs: PathBuf,
@@ -104,7 +105,8 @@ impl EmulatedHost {
     /// # Errors
     /// When a package is missing and cannot be installed.
     pub fn prepare(cache: &Cache) -> Result<Self> {
-        packages::require(&[Program::Qemu, Program::Virtiofsd])?;
+        packages::require(&[Program::Virtiofsd])?;
+        let emulator = packages::emulator(cache)?;
         let kernel = Kernel::fetch(cache)?;
         let busybox = packages::busybox(cache)?;
         let modules = MODULES.concat();
@@ -119,7 +121,7 @@ impl EmulatedHost {
         let runs = cache.root().join("runs");
         fs::create_dir_all(&runs)?;
         let initramfs = folder.join("initramfs");
-        Ok(Self { kernel: kernel.image, initramfs, runs, clock: Clock::Wall })
+        Ok(Self { emulator, kernel: kernel.image, initramfs, runs, clock: Clock::Wall })
     }
 
     /// The same host with another clock.
@@ -184,7 +186,7 @@ impl EmulatedHost {
             Clock::Wall => &[],
             Clock::Instructions => &["-icount", "shift=0,sleep=off"],
         };
-        let mut command = tied_to_this_process(Program::Qemu);
+        let mut command = tied_to_this_process(&self.emulator);
         command
             .args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt", "-smp", "1"])
             .args(["-accel", "tcg,thread=single"])
@@ -353,20 +355,21 @@ pub fn shared_folder(folder: &Path) -> Vec<String> {
 
 /// Virtiofsd wants to be root, if only in a user namespace where this user is.
 fn virtiofsd() -> Command {
+    let program = tool::find(Program::Virtiofsd.name()).unwrap_or_default();
     if geteuid().is_root() {
-        return tied_to_this_process(Program::Virtiofsd);
+        return tied_to_this_process(&program);
     }
     let mut command = tool::command("unshare");
     command.args(["--map-root-user", "--"]);
-    command.arg(tool::find(Program::Virtiofsd.name()).unwrap_or_default());
+    command.arg(program);
     command
 }
 
 /// A command that the kernel kills when this process was killed, and could not do it itself.
-fn tied_to_this_process(program: Program) -> Command {
+fn tied_to_this_process(program: &Path) -> Command {
     let mut command = tool::command("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]);
-    command.arg(tool::find(program.name()).unwrap_or_default());
+    command.arg(program);
     command
 }
 

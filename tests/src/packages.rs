@@ -2,7 +2,7 @@
 //! consists of is downloaded and unpacked into the cache without touching this machine.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -126,6 +126,35 @@ pub fn busybox(cache: &Cache) -> Result<PathBuf> {
     places.into_iter().find(|path| path.is_file()).context("busybox-static has no busybox")
 }
 
+/// The program that emulates hosts. Bookworm's forgets, when it enters a guest, that no interrupt may
+/// come before the next instruction, and then a guest sleeps for ever now and then: there it is
+/// the one of its backports, with the libraries of the installed one, where that can be fetched.
+///
+/// # Errors
+/// When none is installed and none can be.
+pub fn emulator(cache: &Cache) -> Result<PathBuf> {
+    require(&[Program::Qemu])?;
+    let installed = tool::find(Program::Qemu.name()).context("there is no QEMU")?;
+    if codename() != "bookworm" {
+        return Ok(installed);
+    }
+    let fetched = cache.entry("qemu", &[BACKPORTS.as_bytes(), QEMU.as_bytes()], |folder| {
+        progress(&format!("fetching QEMU from Debian {BACKPORTS}"));
+        fetch_from(BACKPORTS, &QEMU_PACKAGES, folder)?;
+        let script = folder.join("qemu");
+        fs::write(&script, QEMU)?;
+        fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+        tool::run(&script.to_string_lossy(), ["--version"]).map(drop)
+    });
+    Ok(fetched.map_or_else(
+        |error| {
+            progress(&format!("the installed QEMU has to do: {error:#}"));
+            installed
+        },
+        |folder| folder.join("qemu"),
+    ))
+}
+
 /// A folder with a `passt` that speaks vhost-user. Bookworm's does not: there it is the one of the
 /// next release, with the C library that it was built for, and nothing of it is installed.
 ///
@@ -140,12 +169,24 @@ pub fn passt(cache: &Cache) -> Result<PathBuf> {
         fetch_from(PASST_RELEASE, &["passt", "libc6"], folder)?;
         let script = folder.join("passt");
         fs::write(&script, PASST)?;
-        Ok(fs::set_permissions(script, fs::Permissions::from_mode(0o755))?)
+        Ok(fs::set_permissions(script, Permissions::from_mode(0o755))?)
     })
 }
 
 /// Debian's keys, as every Debian has them.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Where bookworm gets newer programs from, and what belongs to QEMU there.
+const BACKPORTS: &str = "bookworm-backports";
+const QEMU_PACKAGES: [&str; 4] =
+    ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"];
+
+/// Runs QEMU with its own firmware.
+const QEMU: &str = "\
+#!/bin/sh
+root=${0%/*}
+exec \"$root/usr/bin/qemu-system-x86_64\" -L \"$root/usr/share/qemu\" -L \"$root/usr/share/seabios\" \"$@\"
+";
 
 /// The release that has a passt with vhost-user.
 const PASST_RELEASE: &str = "trixie";

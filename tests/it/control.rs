@@ -163,6 +163,7 @@ fn every_verb(testbed: &Testbed) -> Result<()> {
         "resumed",
         "disk-resized",
         "disk-resized",
+        "disk-exchanged",
         "reset",
         "started",
         "power-off",

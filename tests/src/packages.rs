@@ -126,8 +126,8 @@ pub fn busybox(cache: &Cache) -> Result<PathBuf> {
     places.into_iter().find(|path| path.is_file()).context("busybox-static has no busybox")
 }
 
-/// The program that emulates hosts. Bookworm's forgets, when it enters a guest, that no interrupt may
-/// come before the next instruction, and then a guest sleeps for ever now and then: there it is
+/// The program that emulates hosts. Bookworm's forgets, when it enters a guest, that no interrupt
+/// may come before the next instruction, and then a guest sleeps for ever now and then: there it is
 /// the one of its backports, with the libraries of the installed one, where that can be fetched.
 ///
 /// # Errors
@@ -184,8 +184,8 @@ const QEMU_PACKAGES: [&str; 4] =
 /// Runs QEMU with its own firmware.
 const QEMU: &str = "\
 #!/bin/sh
-root=${0%/*}
-exec \"$root/usr/bin/qemu-system-x86_64\" -L \"$root/usr/share/qemu\" -L \"$root/usr/share/seabios\" \"$@\"
+usr=${0%/*}/usr
+exec \"$usr/bin/qemu-system-x86_64\" -L \"$usr/share/qemu\" -L \"$usr/share/seabios\" \"$@\"
 ";
 
 /// The release that has a passt with vhost-user.

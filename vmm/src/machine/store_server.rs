@@ -43,7 +43,7 @@ impl Additions {
     }
 }
 
-/// Starts one for a machine with `cpus` processors. Where it serves a closure, that can be extended.
+/// Starts one for a machine with `cpus` processors. A closure that it serves can be extended.
 pub(super) fn start(
     share: &StoreShare,
     cpus: u32,

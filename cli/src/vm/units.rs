@@ -10,6 +10,9 @@ use super::programs::Program;
 /// Templates that run guests: ours, and upstream's where that is installed.
 const TEMPLATES: [&str; 2] = ["nixvmm", "microvm"];
 
+/// What has to have started before our template runs a guest.
+const HELPER: &str = "nixvmm-booted";
+
 const PROPERTIES: &str = "--property=Id,LoadState,ActiveState,SubState,Result,StatusText,MainPID,\
                           ExecMainStatus,ActiveEnterTimestamp,UnitFileState";
 
@@ -19,6 +22,8 @@ pub(super) struct Unit {
     template: &'static str,
     name: Name,
     properties: HashMap<String, String>,
+    /// Those of what it needs.
+    helper: HashMap<String, String>,
 }
 
 impl Unit {
@@ -33,7 +38,9 @@ impl Unit {
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        let units = names.iter().flat_map(|name| TEMPLATES.map(|template| id(template, name)));
+        let [ours, theirs] = TEMPLATES;
+        let units =
+            names.iter().flat_map(|name| [ours, theirs, HELPER].map(|template| id(template, name)));
         let call = ["show", PROPERTIES, "--"].map(str::to_owned).into_iter().chain(units);
         let text = Program::Systemctl.call(call).output()?;
         let mut known: HashMap<String, HashMap<String, String>> = parse(&text);
@@ -42,9 +49,10 @@ impl Unit {
 
     /// Of the units that could run a guest, the one that does; else the first that is installed.
     fn choose(name: &Name, known: &mut HashMap<String, HashMap<String, String>>) -> Self {
+        let helper = known.remove(&id(HELPER, name)).unwrap_or_default();
         let mut units = TEMPLATES.map(|template| {
             let properties = known.remove(&id(template, name)).unwrap_or_default();
-            Self { template, name: name.clone(), properties }
+            Self { template, name: name.clone(), properties, helper: helper.clone() }
         });
         units.sort_by_key(|unit| (!unit.is_up(), !unit.is_installed()));
         let [first, ..] = units;
@@ -121,16 +129,12 @@ impl Unit {
 
     /// Why it failed, in words.
     pub(super) fn reason(&self) -> String {
-        let reason = match (self.property("Result"), self.exit_status()) {
-            ("exit-code", Some(status)) => exit_reason(status),
-            ("timeout", _) => "it was not ready in time",
-            ("start-limit-hit", _) => "it was started too often",
-            ("watchdog", _) => "nixvmm itself hung",
-            ("oom-kill", _) => "the host ran out of memory",
-            ("protocol", _) => "it ended before it was ready",
-            ("", _) => "systemd gives no reason",
-            (result, _) => result,
-        };
+        let helper = self.helper.get("ActiveState").filter(|state| *state == "failed");
+        if !self.is_failed() && self.is_ours() && helper.is_some() {
+            let (helper, reason) = (id(HELPER, &self.name), reason(&self.helper));
+            return format!("{helper}, which it needs, failed: {reason}");
+        }
+        let reason = reason(&self.properties);
         match self.status_text() {
             Some(text) => format!("{reason}; it said: {text}"),
             None => reason.to_owned(),
@@ -175,6 +179,21 @@ fn parse(text: &str) -> HashMap<String, HashMap<String, String>> {
         Some((properties.get("Id")?.clone(), properties))
     };
     text.split("\n\n").filter_map(block).collect()
+}
+
+/// Why a unit failed, by its properties.
+fn reason(properties: &HashMap<String, String>) -> &str {
+    let property = |name: &str| properties.get(name).map_or("", String::as_str);
+    match (property("Result"), property("ExecMainStatus").parse()) {
+        ("exit-code", Ok(status)) => exit_reason(status),
+        ("timeout", _) => "it was not ready in time",
+        ("start-limit-hit", _) => "it was started too often",
+        ("watchdog", _) => "nixvmm itself hung",
+        ("oom-kill", _) => "the host ran out of memory",
+        ("protocol", _) => "it ended before it was ready",
+        ("", _) => "systemd gives no reason",
+        (result, _) => result,
+    }
 }
 
 /// What an exit status of `nixvmm run` says.
@@ -226,5 +245,15 @@ mod test {
         );
         assert_eq!(unit.state(), "failed");
         assert_eq!(unit.reason(), "its kernel panicked; it said: a=b c");
+    }
+
+    #[test]
+    fn a_unit_that_was_not_even_tried_did_not_come_up_because_of_its_helper() {
+        let ours = "Id=nixvmm@a.service\nLoadState=loaded\nActiveState=inactive\nResult=success\n";
+        let helper = "Id=nixvmm-booted@a.service\nActiveState=failed\nResult=exit-code\n\
+                      ExecMainStatus=217\n";
+        let unit = chosen(&[ours, helper].join("\n"));
+        let reason = "nixvmm-booted@a.service, which it needs, failed: its user does not exist";
+        assert_eq!(unit.reason(), reason);
     }
 }

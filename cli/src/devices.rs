@@ -285,6 +285,25 @@ mod test {
     }
 
     #[test]
+    fn a_store_share_flag_has_a_closure_or_shows_the_whole_store() {
+        let default = StoreShare::default();
+        let closure = Some("/run/store-paths".into());
+        assert_eq!((&*default.tag, &default.closure), ("store", &None));
+        assert_eq!(default.store, std::path::Path::new("/nix/store"));
+        for text in ["/run/store-paths", "closure=/run/store-paths"] {
+            let expected = StoreShare { closure: closure.clone(), ..default.clone() };
+            assert_eq!(store_share(text).unwrap(), expected, "{text}");
+        }
+        let expected = StoreShare { closure, store: "/s".into(), tag: "t".into() };
+        assert_eq!(store_share("tag=t,closure=/run/store-paths,store=/s").unwrap(), expected);
+        let expected = StoreShare { store: "/s".into(), ..default };
+        assert_eq!(store_share("store=/s").unwrap(), expected);
+        assert!(store_share("store=/s,store=/t").is_err());
+        let error = store_share("store=/s,readonly").unwrap_err();
+        assert!(error.contains("readonly") && error.contains("closure"), "{error}");
+    }
+
+    #[test]
     fn a_share_flag_says_who_serves_the_folder_and_how() {
         use vmm::config::{ShareCache, ShareSandbox};
 

@@ -2,17 +2,20 @@
 //!
 //! It is this program again. All that it can do when it serves is to read below the store: it has
 //! no capabilities, landlock lets it open nothing else and write nothing, and its threads have one
-//! filter of system calls, which has none that makes threads, processes, sockets or changes.
+//! filter of system calls, which has none that makes threads, processes, sockets or changes. Where
+//! it was started with the right to, the store is all of the file system that it has.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use devices::store::closure::Closure;
 use devices::store::requests::Store;
 use devices::store::server::Server;
@@ -51,6 +54,7 @@ impl StoreServer {
         let closure = self.closure.as_deref().map(|list| read(list, &self.store)).transpose()?;
         let store = Store::open(&self.store, closure);
         let store = Arc::new(store.with_context(|| self.store.display().to_string())?);
+        self.check_closure(&store)?;
         let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
         let sandbox = self.sandbox.then(|| StoreSandbox::enter(&self.store)).transpose()?;
         let server = Server::start(&store, self.tag.as_bytes(), self.queues, listener)
@@ -62,6 +66,22 @@ impl StoreServer {
             sandbox.close()?;
         }
         server.wait().context("the machine breaks the protocol")
+    }
+}
+
+impl StoreServer {
+    /// A guest that lacks a part of its system fails late and in odd ways.
+    fn check_closure(&self, store: &Store) -> Result<()> {
+        let (Some(list), Some((count, name))) = (&self.closure, store.missing()) else {
+            return Ok(());
+        };
+        bail!(
+            "closure {}: {count} of its paths are not in {}: the first is {}; build them, or give \
+             the list of a system that is built",
+            list.display(),
+            self.store.display(),
+            self.store.join(OsStr::from_bytes(&name)).display(),
+        )
     }
 }
 

@@ -84,6 +84,10 @@ impl Closure {
         self.names.len()
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.names.iter().map(|name| &**name)
+    }
+
     pub(super) fn contains(&self, name: &[u8]) -> bool {
         self.known.contains(name)
     }

@@ -92,6 +92,17 @@ impl Store {
         Ok(())
     }
 
+    /// How many names of the closure are not in the tree, and the first of them.
+    #[must_use]
+    pub fn missing(&self) -> Option<(usize, Vec<u8>)> {
+        let closure = self.closure()?;
+        let is_missing =
+            |name: &&[u8]| matches!(status(self.root.as_fd(), *name), Err(Errno::NOENT));
+        let mut missing = closure.names().filter(is_missing);
+        let first = missing.next()?.to_vec();
+        Some((missing.count() + 1, first))
+    }
+
     /// Forgets what a guest was told: its device was reset.
     pub(super) fn end_session(&self) {
         self.features.store(NO_SESSION, Ordering::Relaxed);

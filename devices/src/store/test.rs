@@ -279,6 +279,43 @@ fn a_closure_is_extended_and_the_guest_looks_again() {
 }
 
 #[test]
+fn names_that_the_store_lacks_are_found() {
+    let tree = Tree::new();
+    assert_eq!(tree.whole().missing(), None);
+    assert_eq!(tree.shown().missing(), None);
+    let list = tree.list(&["shown", "gone", "file", "lost"]);
+    let closure = Closure::parse(&list, tree.path()).unwrap();
+    let store = Store::open(tree.path(), Some(closure)).unwrap();
+    assert_eq!(store.missing(), Some((2, b"gone".to_vec())));
+    // A link is there wherever it leads.
+    symlink("/nowhere", tree.path().join("gone")).unwrap();
+    assert_eq!(store.missing(), Some((1, b"lost".to_vec())));
+}
+
+#[test]
+fn a_node_that_nobody_was_told_of_leads_nowhere() {
+    let tree = Tree::new();
+    let mut client = Client::new(&tree.shown());
+    let shown = client.lookup(ROOT_ID, "shown").unwrap().node;
+    let hidden = fs::metadata(tree.path().join("hidden")).unwrap().ino();
+    for node in [0, shown + 1, 77, hidden, u64::from(u32::MAX), u64::MAX] {
+        assert_eq!(client.lookup(node, "bin").unwrap_err(), libc::ESTALE, "{node}");
+        assert_eq!(client.attributes(node).unwrap_err(), libc::ESTALE, "{node}");
+        assert_eq!(client.read(node, 0, 8), Err(libc::ESTALE), "{node}");
+        assert_eq!(client.call(READLINK, node, &[]), Err(libc::ESTALE), "{node}");
+        let list = ReadRequest { bytes: 4096, ..ReadRequest::default() };
+        for opcode in [READDIR, READDIRPLUS] {
+            assert_eq!(client.call(opcode, node, list.as_bytes()), Err(libc::ESTALE), "{node}");
+        }
+        assert_eq!(client.send(&request(FORGET, node, u64::MAX.as_bytes())), None);
+    }
+    // What was told of is still there, and the root stays however often it is forgotten.
+    assert_eq!(client.send(&request(FORGET, ROOT_ID, u64::MAX.as_bytes())), None);
+    assert!(client.lookup(shown, "bin").is_ok());
+    assert_eq!(client.lookup(ROOT_ID, "shown").unwrap().node, shown);
+}
+
+#[test]
 fn nothing_leads_out_of_the_tree() {
     let tree = Tree::new();
     let mut client = Client::new(&tree.shown());

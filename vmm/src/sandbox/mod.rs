@@ -121,7 +121,7 @@ pub(crate) struct StoreSandbox(BpfProgram);
 
 impl StoreSandbox {
     /// Leaves this thread, and those that it makes, only the files below `store`, to be read. Call
-    /// it before there is a second thread.
+    /// it before there is a second thread. Who may changes the root to it as well.
     pub(crate) fn enter(store: &Path) -> Result<Self> {
         let program = filter::compile(ThreadKind::StoreServer)?;
         allocator::share_one_heap();
@@ -129,7 +129,9 @@ impl StoreSandbox {
         violation::name_thread(ThreadKind::StoreServer);
         capabilities::give_up_inheritance()?;
         capabilities::close_process()?;
-        Paths::reading(store).and_then(Paths::enter)?;
+        let paths = Paths::reading(store)?;
+        paths::make_root(store)?;
+        paths.enter()?;
         capabilities::give_up()?;
         Ok(Self(program))
     }

@@ -31,11 +31,24 @@ fn confined(kind: ThreadKind, action: &str) -> Output {
 fn child() {
     let Ok(order) = std::env::var(ACTION) else { return };
     let (kind, action) = order.split_once(' ').unwrap();
-    let kind = ThreadKind::ALL.into_iter().find(|other| other.name() == kind).unwrap();
+    let mut kinds = ThreadKind::ALL.into_iter().chain([ThreadKind::StoreServer]);
+    let kind = kinds.find(|other| other.name() == kind).unwrap();
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
     let socket = folder.join("run/socket");
+    if action == "serve a store" {
+        println!("done: {}", serve_store(&folder));
+        return;
+    }
     if action == "open with landlock alone" {
         println!("done: {}", landlock_alone(&socket));
+        return;
+    }
+    if kind == ThreadKind::StoreServer {
+        set_last_words(LastWords { prefix: "last words: ", restore: || () });
+        let (open, status) =
+            (tempfile::tempfile().unwrap(), File::open("/proc/self/status").unwrap());
+        StoreSandbox::enter(&folder).unwrap().close().unwrap();
+        println!("done: {}", act(action, &open, &status, &socket));
         return;
     }
     let config = Config { console: Console::Socket { path: socket.clone() }, ..Config::default() };
@@ -105,6 +118,23 @@ fn act(action: &str, mut open: &File, mut status: &File, socket: &Path) -> Strin
         }
         other => panic!("{other}"),
     }
+}
+
+/// What the server of a store finds in `folder`, its store, and beside it.
+fn serve_store(folder: &Path) -> String {
+    use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+
+    let (root, proc) = (File::open(folder).unwrap(), File::open("/proc").unwrap());
+    StoreSandbox::enter(folder).unwrap().close().unwrap();
+    let open = |at: &File, path: &str, flags| {
+        openat2(at, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).map(drop)
+    };
+    let read = open(&root, "other", OFlags::RDONLY);
+    let written = open(&root, "other", OFlags::WRONLY);
+    let beside = open(&proc, "uptime", OFlags::RDONLY);
+    let path = folder.join("other");
+    let asked = statx(&root, &path, AtFlags::empty(), StatxFlags::BASIC_STATS).map(drop);
+    format!("{read:?}, {written:?}, {beside:?}, {asked:?}")
 }
 
 /// What landlock lets through without seccomp before it.
@@ -215,6 +245,31 @@ fn landlock_refuses_every_file_and_lets_names_be_removed() {
         "open with landlock alone",
         &format!("[{denied}, {denied}, {denied}, {denied}, None]"),
     );
+}
+
+#[test]
+fn the_server_of_a_store_reads_it_and_nothing_else() {
+    // Without the right to have another root it can ask about other files.
+    let asked = if rustix::process::geteuid().is_root() { "Err(Os { code: 2" } else { "Ok(())" };
+    let output = confined(ThreadKind::StoreServer, "serve a store");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let denied = "Err(Os { code: 13, kind: PermissionDenied, message: \"Permission denied\" })";
+    let expected = format!("done: Ok(()), {denied}, {denied}, {asked}");
+    assert!(text.contains(&expected), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success());
+}
+
+#[test]
+fn the_server_of_a_store_works_and_does_nothing_else() {
+    let kind = ThreadKind::StoreServer;
+    survives(kind, "work", "1");
+    killed(kind, "getppid", "getppid");
+    killed(kind, "open", "openat");
+    killed(kind, "make executable memory", "mmap");
+    killed(kind, "signal another process", "tgkill");
+    killed(kind, "other request", "ioctl 0xae99");
+    killed(kind, "remove", "unlink");
+    assert_eq!(confined(kind, "execute").status.signal(), Some(libc::SIGSYS));
 }
 
 #[test]

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::super::{
     Balloon, BootProtocol, Credential, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot,
-    Pmem, Ready, Share, ShareCache, ShareSandbox, Smbios, Transport, VhostNet, Vsock, Watchdog,
+    Pmem, Ready, Share, ShareCache, ShareSandbox, Smbios, StoreShare, Transport, VhostNet, Vsock,
+    Watchdog,
 };
 use super::*;
 
@@ -487,7 +488,11 @@ proptest! {
                 Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },
                 Net::new(NetLink::User),
             ],
-            store_share: None,
+            store_share: oem_strings.len().checked_sub(1).map(|more| StoreShare {
+                tag: "store".into(),
+                store: fixture.path(""),
+                closure: (more > 0).then(|| fixture.path("initrd")),
+            }),
             shares: vec![
                 Share {
                     tag: "folder".into(),
@@ -602,6 +607,40 @@ fn a_share_shares_the_guests_memory_with_who_serves_it() {
     let share = Share { tag: "a".into(), source: Some(fixture.path("")), ..Share::default() };
     let config = fixture.resolved(|config| config.shares = vec![share]);
     assert!(config.memory.shared);
+}
+
+#[test]
+fn a_store_is_shared_as_a_folder_is() {
+    let fixture = Fixture::new();
+    let share = StoreShare { store: fixture.path(""), ..StoreShare::default() };
+    let config = fixture.resolved(|config| config.store_share = Some(share.clone()));
+    assert!(config.memory.shared);
+    let closure = |name: &str| Some(fixture.path(name));
+    for (share, expected) in [
+        (
+            StoreShare { tag: String::new(), ..share.clone() },
+            "--store-share: a tag has 1 to 36 bytes",
+        ),
+        (
+            StoreShare { store: fixture.path("kernel"), ..share.clone() },
+            "--store-share: store @/kernel: not a folder",
+        ),
+        (
+            StoreShare { closure: closure("none"), ..share.clone() },
+            "--store-share: closure @/none: No such file or directory (os error 2)",
+        ),
+        (
+            StoreShare { tag: "folder".into(), ..share.clone() },
+            "--store-share: tag=folder is also that of a share",
+        ),
+    ] {
+        let folder =
+            Share { tag: "folder".into(), source: Some(fixture.path("")), ..Share::default() };
+        let change = |config: &mut Config| {
+            (config.store_share, config.shares) = (Some(share), vec![folder]);
+        };
+        fixture.refused(change, expected);
+    }
 }
 
 #[test]

@@ -206,7 +206,12 @@ impl Driver {
 /// The same guest memory for all runs.
 pub fn memory() -> GuestMemory {
     static MEMORY: OnceLock<GuestMemory> = OnceLock::new();
-    *MEMORY.get_or_init(|| GuestMemory::map(&[0..RAM], Backing::default()).unwrap())
+    *MEMORY.get_or_init(|| GuestMemory::map(&[0..RAM], backing()).unwrap())
+}
+
+/// Memory that processes which serve rings can have as well.
+fn backing() -> Backing {
+    Backing { shared: true, ..Backing::default() }
 }
 
 fn rings(queue: u8) -> u64 {

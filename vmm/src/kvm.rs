@@ -1,17 +1,19 @@
 //! The virtual machine: every call that is made on KVM's machine, apart from running processors.
 //!
 //! KVM's machine lives as long as one run of the guest; [`Vm`] lives as long as the process. It
-//! remembers the wires that devices connected, so that a guest that restarts gets a fresh machine
-//! with the same wires.
+//! remembers the wires that devices connect, and each run of the guest gets a fresh machine with
+//! them. The first machine is made by a thread of its own: the devices and the kernel need not wait
+//! while KVM awaits grace periods of the host.
 #![expect(unsafe_code, reason = "hands guest memory to KVM and lends it our eventfds")]
 
 use std::collections::BTreeMap;
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use arch::entry::Entry;
 use arch::memory::GuestMemory;
 use arch::platform::Processors;
@@ -84,19 +86,27 @@ impl Hypervisor {
 
 /// One virtual machine with its wires.
 pub(crate) struct Vm {
-    hypervisor: Hypervisor,
+    hypervisor: Arc<Hypervisor>,
     memory: GuestMemory,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    fd: VmFd,
+    run: Run,
     /// What the guest has in memory beside its RAM; their slots follow those of RAM.
     windows: Vec<kvm_userspace_memory_region>,
     doorbells: Vec<(u64, Doorbell)>,
     lines: Vec<(u32, Event)>,
     messages: BTreeMap<RawFd, MessageWire>,
     message_interrupts: IdAllocator,
+}
+
+/// What KVM has of a run of the guest.
+enum Run {
+    /// A thread makes the machine.
+    Coming(JoinHandle<Result<VmFd>>),
+    Here(VmFd),
+    Over,
 }
 
 /// An event that sends a message. It keeps its interrupt number and its route while it is masked,
@@ -109,10 +119,16 @@ struct MessageWire {
 }
 
 impl Vm {
-    /// Makes a machine with all of `memory` and the in-kernel interrupt controllers.
+    /// Begins to make a machine with all of `memory` and the in-kernel interrupt controllers.
     pub(crate) fn new(hypervisor: Hypervisor, memory: GuestMemory) -> Result<Arc<Self>> {
+        let hypervisor = Arc::new(hypervisor);
+        let maker = Arc::clone(&hypervisor);
+        let machine = thread::Builder::new()
+            .name("machine".into())
+            .spawn(move || create_machine(&maker.kvm, memory))
+            .context("cannot start a thread")?;
         let inner = Inner {
-            fd: create_machine(&hypervisor.kvm, memory)?,
+            run: Run::Coming(machine),
             windows: Vec::new(),
             doorbells: Vec::new(),
             lines: Vec::new(),
@@ -122,24 +138,14 @@ impl Vm {
         Ok(Arc::new(Self { hypervisor, memory, inner: Mutex::new(inner) }))
     }
 
-    /// Replaces KVM's machine by a fresh one with the same memory, doorbells and lines.
+    /// Takes KVM's machine and its message routes away; the devices have been reset.
     ///
-    /// Message routes are gone: the devices have been reset. All processors of the old machine are
-    /// dropped by the caller before, so that the old machine goes at once.
-    pub(crate) fn renew(&self) -> Result<()> {
+    /// Its processors are dropped by the caller before, so that it goes at once.
+    pub(crate) fn end_run(&self) -> Result<()> {
         let mut inner = self.inner();
         inner.messages.clear();
         inner.message_interrupts = message_interrupts()?;
-        inner.fd = create_machine(&self.hypervisor.kvm, self.memory)?;
-        for window in &inner.windows {
-            inner.register_window(*window)?;
-        }
-        for (address, doorbell) in &inner.doorbells {
-            inner.register_doorbell(*address, doorbell)?;
-        }
-        for (interrupt, event) in &inner.lines {
-            inner.register_interrupt(event, *interrupt)?;
-        }
+        inner.run = Run::Over;
         Ok(())
     }
 
@@ -150,15 +156,13 @@ impl Vm {
     pub(crate) fn connect_window(&self, start: u64, window: &FileWindow) -> Result<()> {
         let mut inner = self.inner();
         let slot = self.memory.regions().count() + inner.windows.len();
-        let region = kvm_userspace_memory_region {
+        inner.windows.push(kvm_userspace_memory_region {
             slot: slot.try_into()?,
             flags: if window.is_read_only() { KVM_MEM_READONLY } else { 0 },
             guest_phys_addr: start,
             memory_size: window.len(),
             userspace_addr: window.host_address(),
-        };
-        inner.register_window(region)?;
-        inner.windows.push(region);
+        });
         Ok(())
     }
 
@@ -166,33 +170,29 @@ impl Vm {
     /// signals the event without an exit to user space.
     pub(crate) fn connect_doorbell(&self, registers: u64, doorbell: Doorbell) -> Result<()> {
         let address = registers.checked_add(doorbell.offset).context("a doorbell beyond memory")?;
-        let mut inner = self.inner();
-        inner.register_doorbell(address, &doorbell)?;
-        inner.doorbells.push((address, doorbell));
+        self.inner().doorbells.push((address, doorbell));
         Ok(())
     }
 
     /// Connects an event to an interrupt line, edge triggered.
-    pub(crate) fn connect_line(&self, interrupt: u32, event: Event) -> Result<()> {
-        let mut inner = self.inner();
-        inner.register_interrupt(&event, interrupt)?;
-        inner.lines.push((interrupt, event));
-        Ok(())
+    pub(crate) fn connect_line(&self, interrupt: u32, event: Event) {
+        self.inner().lines.push((interrupt, event));
     }
 
-    /// Makes all processors: the first one at `entry`, the others waiting to be started by it.
+    /// Begins a run of the guest on a wired machine with all its processors: the first one at
+    /// `entry`, the others waiting to be started by it.
     pub(crate) fn create_processors(
         &self,
         processors: Processors,
         entry: Entry,
     ) -> Result<Vec<VcpuFd>> {
         start::write_tables(self.memory, entry.mode)?;
-        let inner = self.inner();
+        let mut inner = self.inner();
+        let machine = inner.begin_run(&self.hypervisor.kvm, self.memory)?;
         let mut leaves = None;
         (0..processors.count)
             .map(|id| {
-                let vcpu = inner
-                    .fd
+                let vcpu = machine
                     .create_vcpu(id.into())
                     .with_context(|| format!("cannot make virtual processor {id}"))?;
                 let leaves =
@@ -233,24 +233,26 @@ impl MessageRoutes for Vm {
 }
 
 impl Inner {
-    fn register_window(&self, window: kvm_userspace_memory_region) -> Result<()> {
-        // SAFETY: a file's window stays mapped until the process ends.
-        unsafe { self.fd.set_user_memory_region(window) }
-            .with_context(|| format!("cannot show a file at {:#x}", window.guest_phys_addr))
-    }
-
-    fn register_doorbell(&self, address: u64, doorbell: &Doorbell) -> Result<()> {
-        let write = IoEventAddress::Mmio(address);
-        lend(&doorbell.event, |event| match doorbell.data {
-            Some(data) => self.fd.register_ioevent(event, &write, data),
-            None => self.fd.register_ioevent(event, &write, NoDatamatch),
-        })
-        .with_context(|| format!("cannot connect the doorbell at {address:#x}"))
-    }
-
-    fn register_interrupt(&self, event: &Event, interrupt: u32) -> Result<()> {
-        lend(event, |event| self.fd.register_irqfd(event, interrupt))
-            .with_context(|| format!("cannot connect interrupt {interrupt}"))
+    fn begin_run(&mut self, kvm: &Kvm, memory: GuestMemory) -> Result<&VmFd> {
+        let machine = match mem::replace(&mut self.run, Run::Over) {
+            Run::Coming(maker) => maker.join().map_err(|_| anyhow!("no machine was made"))??,
+            Run::Here(_) | Run::Over => create_machine(kvm, memory)?,
+        };
+        for window in &self.windows {
+            // SAFETY: a file's window stays mapped until the process ends.
+            unsafe { machine.set_user_memory_region(*window) }
+                .with_context(|| format!("cannot show a file at {:#x}", window.guest_phys_addr))?;
+        }
+        for (address, doorbell) in &self.doorbells {
+            register_doorbell(&machine, *address, doorbell)
+                .with_context(|| format!("cannot connect the doorbell at {address:#x}"))?;
+        }
+        for (interrupt, event) in &self.lines {
+            lend(event, |event| machine.register_irqfd(event, *interrupt))
+                .with_context(|| format!("cannot connect interrupt {interrupt}"))?;
+        }
+        self.run = Run::Here(machine);
+        Ok(self.run.machine()?)
     }
 
     /// Notes where an event's message goes, and says whether that is new.
@@ -271,14 +273,15 @@ impl Inner {
         let messages = self.messages.values().map(message_route);
         let routes: Vec<_> = irqchip::line_routes().chain(messages).collect();
         let routes = KvmIrqRouting::from_entries(&routes).map_err(io::Error::other)?;
-        Ok(self.fd.set_gsi_routing(&routes)?)
+        Ok(self.run.machine()?.set_gsi_routing(&routes)?)
     }
 
     fn attach_message(&mut self, event: &Event) -> io::Result<()> {
         if let Some(wire) = self.messages.get_mut(&event.as_raw_fd())
             && !wire.attached
         {
-            lend(&wire.event, |event| self.fd.register_irqfd(event, wire.interrupt))?;
+            let machine = self.run.machine()?;
+            lend(&wire.event, |event| machine.register_irqfd(event, wire.interrupt))?;
             wire.attached = true;
         }
         Ok(())
@@ -288,11 +291,33 @@ impl Inner {
         if let Some(wire) = self.messages.get_mut(&event.as_raw_fd())
             && wire.attached
         {
-            lend(&wire.event, |event| self.fd.unregister_irqfd(event, wire.interrupt))?;
+            let machine = self.run.machine()?;
+            lend(&wire.event, |event| machine.unregister_irqfd(event, wire.interrupt))?;
             wire.attached = false;
         }
         Ok(())
     }
+}
+
+impl Run {
+    fn machine(&self) -> io::Result<&VmFd> {
+        match self {
+            Self::Here(machine) => Ok(machine),
+            Self::Coming(_) | Self::Over => Err(io::Error::other("the guest does not run")),
+        }
+    }
+}
+
+fn register_doorbell(
+    machine: &VmFd,
+    address: u64,
+    doorbell: &Doorbell,
+) -> Result<(), kvm_ioctls::Error> {
+    let write = IoEventAddress::Mmio(address);
+    lend(&doorbell.event, |event| match doorbell.data {
+        Some(data) => machine.register_ioevent(event, &write, data),
+        None => machine.register_ioevent(event, &write, NoDatamatch),
+    })
 }
 
 fn message_interrupts() -> Result<IdAllocator> {

@@ -87,11 +87,10 @@ impl Machine {
         let mut plan = AddressPlan::new(&config, hypervisor.address_bits())?;
         timing.end_step("open KVM");
 
-        // 4. RAM, and a virtual machine that has it.
+        // 4. RAM, and a virtual machine that has it: KVM makes it during all of what follows.
         let memory = map_memory(&config, &plan)?;
-        timing.end_step("map memory");
         let vm = Vm::new(hypervisor, memory)?;
-        timing.end_step("create virtual machine");
+        timing.end_step("map memory");
 
         // 5. Devices on their buses, with doorbells and interrupts wired.
         let (mut devices, buses) = Devices::build(Site {
@@ -200,7 +199,7 @@ impl Machine {
         self.event_loop.run_ready()?;
         self.memory.discard_all().context("cannot clear the guest's memory")?;
         self.devices.unplug_memory();
-        self.vm.renew()?;
+        self.vm.end_run()?;
         // What else the old run ended with is over with it.
         self.shared.endings.take();
         self.start()

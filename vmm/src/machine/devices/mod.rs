@@ -216,7 +216,7 @@ impl Devices {
     }
 
     fn add_power(&mut self, buses: &mut Buses, site: &Site<'_>) -> Result<()> {
-        site.vm.connect_line(layout::POWER_INTERRUPT, self.power_button.interrupt().clone())?;
+        site.vm.connect_line(layout::POWER_INTERRUPT, self.power_button.interrupt().clone());
         let endings = site.endings.clone();
         let registers = PowerRegisters::new(move |request| {
             endings.report(match request {
@@ -235,7 +235,7 @@ impl Devices {
         self.keep_outlet("serial", &stream, site);
         let place = site.plan.take_serial_port();
         let interrupt = Event::new()?;
-        site.vm.connect_line(place.interrupt, interrupt.clone())?;
+        site.vm.connect_line(place.interrupt, interrupt.clone());
         let port = Arc::new(Mutex::new(SerialPort::new(interrupt, stream)));
         let first = u64::from(place.port);
         buses.ports.insert(first..first + u64::from(serial::PORTS), port.clone())?;
@@ -283,7 +283,7 @@ impl Devices {
         for device in virtio_devices {
             let place = site.plan.take_mmio_device()?;
             let interrupt = Event::new()?;
-            site.vm.connect_line(place.interrupt, interrupt.clone())?;
+            site.vm.connect_line(place.interrupt, interrupt.clone());
             let transport = MmioTransport::new(device, site.memory, interrupt)?;
             for doorbell in transport.doorbells() {
                 site.vm.connect_doorbell(place.registers.start, doorbell)?;

@@ -1,5 +1,6 @@
 //! A vhost-user back-end as other people's are: it copies what it reads to what it writes.
 
+use crate::virtio::feature::TRANSPORT_FEATURES;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,6 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
-
-use crate::virtio::device::TRANSPORT_FEATURES;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 

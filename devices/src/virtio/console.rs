@@ -12,10 +12,10 @@ use std::sync::Arc;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::chain::Chain;
+use super::config_change::ConfigChange;
 use super::counters::{Counters, Totals};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
-use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{EventSet, LoopHandle, Registration};
 use crate::host::stream::{Stream, WindowSize};

@@ -6,21 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arch::memory::GuestMemory;
 
+use super::config_change::ConfigChange;
 use super::counters::Counters;
-use super::queue::{Queue, QueueConfig, QueueError};
-use super::transport::ConfigChange;
-use crate::event::Event;
+use super::feature::TRANSPORT_FEATURES;
+use super::queue::{Queue, QueueError, QueueSetup};
 use crate::interrupt::Interrupt;
-
-/// `VIRTIO_F_INDIRECT_DESC` (virtio 1.3, section 6).
-pub const FEATURE_INDIRECT_DESC: u64 = 1 << 28;
-/// `VIRTIO_F_EVENT_IDX`.
-pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
-/// `VIRTIO_F_VERSION_1`.
-pub const FEATURE_VERSION_1: u64 = 1 << 32;
-
-/// What every device of ours offers; a transport adds it to the device's own bits.
-pub const TRANSPORT_FEATURES: u64 = FEATURE_INDIRECT_DESC | FEATURE_EVENT_IDX | FEATURE_VERSION_1;
 
 /// Device ids (virtio 1.3, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,17 +115,6 @@ pub struct Activation {
     pub queues: Vec<Option<QueueSetup>>,
     /// How the worker reports that it cannot go on.
     pub needs_reset: NeedsReset,
-}
-
-/// A queue as the driver configured it, with its wires.
-#[derive(Clone)]
-pub struct QueueSetup {
-    /// Size and ring addresses, frozen.
-    pub config: QueueConfig,
-    /// Signalled when the driver has made buffers available.
-    pub doorbell: Event,
-    /// Triggered when the device has used buffers.
-    pub interrupt: Interrupt,
 }
 
 impl Activation {

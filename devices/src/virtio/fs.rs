@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::chain::Chain;
-use super::device::{Activation, DeviceKind, Offer, TRANSPORT_FEATURES, VirtioDevice};
+use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
+use super::feature::TRANSPORT_FEATURES;
 use super::vhost::{self, Share, UserRings};
 use crate::event::{LoopHandle, Registration};
 use crate::host::vhost::user::UserVhost;

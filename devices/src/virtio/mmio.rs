@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use arch::memory::GuestMemory;
 
+use super::config_change::ConfigChange;
 use super::device::VirtioDevice;
-use super::transport::{Area, ConfigChange, Doorbell, Half, Interrupts, Register, Transport};
+use super::transport::{Area, Doorbell, Half, Interrupts, Register, Transport};
 use crate::bus::Registers;
 use crate::event::Event;
 use crate::interrupt::Interrupt;

@@ -7,9 +7,11 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod config_change;
 pub mod console;
 pub mod counters;
 pub mod device;
+pub mod feature;
 pub mod fs;
 pub mod mem;
 pub mod mmio;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use arch::memory::GuestMemory;
 
+use super::config_change::ConfigChange;
 use super::device::{DeviceKind, VirtioDevice};
-use super::transport::{Area, ConfigChange, Doorbell, Half, Interrupts, Register, Transport};
+use super::transport::{Area, Doorbell, Half, Interrupts, Register, Transport};
 use crate::bus::Registers;
 use crate::interrupt::{Interrupt, MessageRoutes};
 use crate::pci::PciFunction;

@@ -10,7 +10,7 @@ use arch::memory::{GuestAddress, GuestMemory, GuestSlice, NotRam};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::chain::Chain;
-use super::device::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, QueueSetup};
+use super::feature::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::event::Event;
 use crate::interrupt::Interrupt;
 
@@ -42,6 +42,17 @@ pub struct QueueConfig {
     pub available_ring: u64,
     /// Guest-physical address of the used ring (device area).
     pub used_ring: u64,
+}
+
+/// A queue as the driver configured it, with its wires.
+#[derive(Clone)]
+pub struct QueueSetup {
+    /// Size and ring addresses, frozen.
+    pub config: QueueConfig,
+    /// Signalled when the driver has made buffers available.
+    pub doorbell: Event,
+    /// Triggered when the device has used buffers.
+    pub interrupt: Interrupt,
 }
 
 /// A rule of the rings that the driver broke.

@@ -5,13 +5,15 @@
 //! `FEATURES_OK`, a queue when it is enabled, everything at `DRIVER_OK`.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::memory::GuestMemory;
 
-use super::device::{Activation, FEATURE_VERSION_1, NeedsReset, Offer, QueueSetup, VirtioDevice};
-use super::queue::QueueConfig;
+use super::config_change::ConfigChange;
+use super::device::{Activation, NeedsReset, Offer, VirtioDevice};
+use super::feature::FEATURE_VERSION_1;
+use super::queue::{QueueConfig, QueueSetup};
 use crate::event::Event;
 use crate::interrupt::Interrupt;
 
@@ -99,29 +101,6 @@ pub struct Doorbell {
     pub data: Option<u32>,
 }
 
-/// Tells the driver that a device's configuration has changed; works from any thread without a lock
-/// that a virtual processor holds while it waits.
-#[derive(Clone)]
-pub struct ConfigChange {
-    pending: Arc<AtomicBool>,
-    interrupt: Arc<Mutex<Interrupt>>,
-}
-
-impl ConfigChange {
-    /// Makes the device look again ([`VirtioDevice::refresh`]) before its configuration is next
-    /// read, and interrupts the driver so that it reads.
-    pub fn announce(&self) {
-        self.note();
-        let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        interrupt.trigger();
-    }
-
-    /// The same without an interrupt: for changes that the driver makes and knows of.
-    pub fn note(&self) {
-        self.pending.store(true, Ordering::Release);
-    }
-}
-
 /// One device and the state of its handshake.
 pub struct Transport {
     device: Box<dyn VirtioDevice>,
@@ -145,10 +124,7 @@ impl Transport {
     pub fn new(mut device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
         let offer = device.offer();
         let doorbells = offer.queue_sizes.iter().map(|_| Event::new()).collect::<Result<_, _>>()?;
-        let config_change = ConfigChange {
-            pending: Arc::default(),
-            interrupt: Arc::new(Mutex::new(Interrupt::None)),
-        };
+        let config_change = ConfigChange::unconnected();
         device.connect(config_change.clone());
         Ok(Self {
             queues: fresh_queues(&offer),
@@ -282,7 +258,7 @@ impl Transport {
         if self.is_active() {
             self.device.reset();
         }
-        self.set_config_interrupt(Interrupt::None);
+        self.config_change.set_interrupt(Interrupt::None);
         for doorbell in &self.doorbells {
             doorbell.take();
         }
@@ -381,7 +357,7 @@ impl Transport {
     }
 
     fn activate(&mut self, interrupts: &dyn Interrupts) {
-        self.set_config_interrupt(interrupts.config());
+        self.config_change.set_interrupt(interrupts.config());
         let needs_reset = NeedsReset::new(Arc::clone(&self.needs_reset), interrupts.config());
         let wires = self.queues.iter().zip(&self.doorbells).enumerate();
         let queues = wires.map(|(index, (config, doorbell))| {
@@ -412,15 +388,10 @@ impl Transport {
     }
 
     fn refresh(&mut self) {
-        if self.config_change.pending.swap(false, Ordering::AcqRel) {
+        if self.config_change.take() {
             self.device.refresh();
             self.config_generation = self.config_generation.wrapping_add(1);
         }
-    }
-
-    fn set_config_interrupt(&self, interrupt: Interrupt) {
-        let slot = &self.config_change.interrupt;
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
     }
 }
 

@@ -7,9 +7,9 @@ use arbitrary::Arbitrary;
 use arch::memory::{Backing, GuestAddress, GuestMemory};
 use devices::event::Event;
 use devices::interrupt::Interrupt;
+use devices::virtio::feature::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use devices::virtio::chain::Chain;
-use devices::virtio::device::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, QueueSetup};
-use devices::virtio::queue::{Queue, QueueConfig};
+use devices::virtio::queue::{Queue, QueueConfig, QueueSetup};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{Queue as OtherQueue, QueueT};
 

@@ -22,10 +22,10 @@ use self::discard::Discard;
 use self::statistics::Board;
 pub use self::statistics::Statistics;
 use super::chain::Chain;
+use super::config_change::ConfigChange;
 use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
-use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{Event, EventSet, LoopHandle, Registration};
 

@@ -19,10 +19,10 @@ use arch::memory::GuestSlice;
 use zerocopy::IntoBytes;
 
 use super::chain::Chain;
+use super::config_change::ConfigChange;
 use super::counters::{Counters, Totals};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::{Queue, QueueError};
-use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{EventSet, LoopHandle, Registration};
 use crate::host::disk::blocking::BlockingDisk;

@@ -18,10 +18,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use self::blocks::Blocks;
 use super::chain::Chain;
+use super::config_change::ConfigChange;
 use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::queue::Queue;
-use super::transport::ConfigChange;
 use super::worker::{self, Fault, Worker};
 use crate::event::{LoopHandle, Registration};
 use crate::warn_limited;

@@ -7,8 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use arch::memory::GuestMemory;
 
-use crate::virtio::device::{NeedsReset, QueueSetup, TRANSPORT_FEATURES};
-use crate::virtio::transport::ConfigChange;
+use crate::virtio::config_change::ConfigChange;
+use crate::virtio::device::NeedsReset;
+use crate::virtio::feature::TRANSPORT_FEATURES;
+use crate::virtio::queue::QueueSetup;
 
 /// What moves the frames of a card between its queue pairs and the host.
 ///

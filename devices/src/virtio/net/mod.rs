@@ -21,9 +21,9 @@ use zerocopy::IntoBytes;
 use self::backend::{Backend, Count, Link, Pair, Session};
 use self::control::ControlWorker;
 use self::layout::{Config, FEATURE_CTRL_VQ, FEATURE_MQ, FEATURE_MTU, FRONT_FEATURES};
+use super::config_change::ConfigChange;
 use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
-use super::transport::ConfigChange;
 use super::worker;
 use crate::event::{LoopHandle, Registration};
 

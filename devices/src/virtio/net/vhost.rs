@@ -17,7 +17,8 @@ use crate::event::{LoopHandle, Registration};
 use crate::host::tap::Tap;
 use crate::host::vhost::kernel::KernelVhost;
 use crate::host::vhost::user::UserVhost;
-use crate::virtio::device::{Activation, TRANSPORT_FEATURES};
+use crate::virtio::device::Activation;
+use crate::virtio::feature::TRANSPORT_FEATURES;
 use crate::virtio::vhost::{self, BackEnd, KernelRings, Share, UserRings};
 
 /// What is about frames, and thus the affair of whoever moves them.

@@ -20,8 +20,8 @@ use arch::memory::{GuestAddress, GuestMemory, NotRam};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
-use super::device::{Activation, NeedsReset, QueueSetup};
-use super::queue::Queue;
+use super::device::{Activation, NeedsReset};
+use super::queue::{Queue, QueueSetup};
 use crate::event::{Event, EventSet, Handler, LoopHandle, Registration, Watch};
 use crate::host::vhost::timer::Timer;
 use crate::interrupt::Interrupt;

@@ -11,7 +11,7 @@ use std::io;
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use arch::entry::Entry;
@@ -31,6 +31,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::thread;
 
 /// Where KVM is.
 pub(crate) const DEVICE: &str = "/dev/kvm";
@@ -123,10 +125,7 @@ impl Vm {
     pub(crate) fn new(hypervisor: Hypervisor, memory: GuestMemory) -> Result<Arc<Self>> {
         let hypervisor = Arc::new(hypervisor);
         let maker = Arc::clone(&hypervisor);
-        let machine = thread::Builder::new()
-            .name("machine".into())
-            .spawn(move || create_machine(&maker.kvm, memory))
-            .context("cannot start a thread")?;
+        let machine = thread::spawn("machine", move || create_machine(&maker.kvm, memory))?;
         let inner = Inner {
             run: Run::Coming(machine),
             windows: Vec::new(),

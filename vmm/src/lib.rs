@@ -14,6 +14,7 @@ mod notify;
 mod run_state;
 pub mod sandbox;
 pub mod store_server;
+mod thread;
 mod timing;
 mod vcpu;
 

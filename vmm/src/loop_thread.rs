@@ -1,10 +1,12 @@
 //! A thread that runs one event loop: the home of a device's worker.
 
 use std::sync::mpsc::{Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
 use devices::event::{EventLoop, LoopHandle};
+
+use crate::thread;
 
 /// A running loop. Dropping it ends the loop and waits for the thread.
 pub(crate) struct LoopThread {
@@ -19,10 +21,7 @@ impl LoopThread {
         prepare: impl FnOnce() -> Result<()> + Send + 'static,
     ) -> Result<Self> {
         let (started, handles) = channel();
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(prepare, &started))
-            .with_context(|| format!("cannot make the thread {name}"))?;
+        let thread = thread::spawn(name, move || run(prepare, &started))?;
         let handle = handles.recv().with_context(|| format!("the thread {name} ended"))??;
         Ok(Self { handle, thread: Some(thread) })
     }

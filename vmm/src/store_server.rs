@@ -13,7 +13,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use devices::store::closure::Closure;
@@ -21,6 +20,7 @@ use devices::store::requests::Store;
 use devices::store::server::Server;
 
 use crate::sandbox::StoreSandbox;
+use crate::thread;
 
 /// More than the list of any closure has.
 const LIST_BYTES_MAX: u64 = 256 << 20;
@@ -87,7 +87,7 @@ impl StoreServer {
 
 /// Takes lists of further paths from the other end of the standard output, a message each, as long
 /// as this process lives.
-fn take_additions(served: Arc<Store>, store: PathBuf) -> io::Result<()> {
+fn take_additions(served: Arc<Store>, store: PathBuf) -> Result<()> {
     let mut messages = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut list = vec![0; ADDITION_BYTES_MAX];
     let take = move || {
@@ -98,7 +98,7 @@ fn take_additions(served: Arc<Store>, store: PathBuf) -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("additions".to_owned()).spawn(take).map(drop)
+    thread::spawn("additions", take).map(drop)
 }
 
 fn read(list: &Path, store: &Path) -> Result<Closure> {

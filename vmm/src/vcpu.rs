@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -24,6 +24,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 
 use crate::run_state::{Ending, Endings, Phase, RunState};
+use crate::thread;
 
 /// How often what a processor may wait for is served while the processors leave the guest.
 const SERVE_INTERVAL: Duration = Duration::from_millis(1);
@@ -210,23 +211,20 @@ fn spawn_thread(
 ) -> Result<(JoinHandle<()>, Channels)> {
     let (processors, given) = channel();
     let (leave, left) = channel();
-    let thread = thread::Builder::new()
-        .name(format!("vcpu{id}"))
-        .spawn(move || {
-            let outcome = prepare();
-            let is_ready = outcome.is_ok();
-            let _ = prepared.send(outcome);
-            drop(prepared);
-            if !is_ready {
-                return;
-            }
-            for mut processor in given {
-                run(&mut processor, id, &shared);
-                drop(processor);
-                let _ = leave.send(());
-            }
-        })
-        .with_context(|| format!("cannot make the thread of virtual processor {id}"))?;
+    let thread = thread::spawn(&format!("vcpu{id}"), move || {
+        let outcome = prepare();
+        let is_ready = outcome.is_ok();
+        let _ = prepared.send(outcome);
+        drop(prepared);
+        if !is_ready {
+            return;
+        }
+        for mut processor in given {
+            run(&mut processor, id, &shared);
+            drop(processor);
+            let _ = leave.send(());
+        }
+    })?;
     Ok((thread, Channels { processors, left }))
 }
 

@@ -1,5 +1,5 @@
 //! This process's own program, as memory.
-#![expect(unsafe_code, reason = "asks where the program is, and the kernel to forget it")]
+#![expect(unsafe_code, reason = "asks where the program is, and the kernel to forget parts of it")]
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
@@ -7,12 +7,30 @@ use std::ptr;
 
 use rustix::mm::{Advice, madvise};
 
+/// Bytes below the caller's frame that stay: what a call uses while it asks for the release.
+const FRAMES: usize = 16 << 10;
+
+/// Bytes of stack below the caller that are released. The kernel puts nothing within 1 MiB below
+/// a stack, however short the stack is.
+const STACK_BELOW: usize = 512 << 10;
+
+/// Gives back what only the start-up needed: code, stack and heap. To be called by the main thread.
+pub fn release_start_up() {
+    release_code();
+    release_stack();
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the allocator gives back what nobody has allocated, under its own lock.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Unmaps the program's code and constants until they are needed again.
 ///
 /// The kernel maps code by the 64 KiB, so that after start-up nearly the whole program is counted
 /// as this process's memory, although a running guest needs a small part. That part comes back from
 /// the page cache at once.
-pub fn release_code() {
+fn release_code() {
     for segment in constant_segments() {
         let start = ptr::with_exposed_provenance_mut(segment.start);
         // SAFETY: the range is a mapping of the program's file that nobody writes to; its pages are
@@ -22,6 +40,18 @@ pub fn release_code() {
             log::debug!("the program's code stays mapped: {error}");
         }
     }
+}
+
+/// Forgets the main thread's stack below this call: reading the command line and the configuration
+/// took the most of it.
+#[inline(never)]
+fn release_stack() {
+    let frame = 0_u8;
+    let top = ((&raw const frame).expose_provenance() - FRAMES) & !(page_size() - 1);
+    let bottom = ptr::with_exposed_provenance_mut(top - STACK_BELOW);
+    // SAFETY: what is below this frame and those of the calls made here is no longer, or not yet,
+    // anybody's; below the stack's mapping there is nothing for 1 MiB, which the kernel skips.
+    let _ = unsafe { madvise(bottom, STACK_BELOW, Advice::LinuxDontNeed) };
 }
 
 /// Addresses of the program's segments that nobody writes to, in whole pages. What lies between

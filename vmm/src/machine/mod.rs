@@ -179,7 +179,7 @@ impl Machine {
         let entry = self.images.load(&self.config, self.memory, &self.platform)?;
         start::write_reset_vector(self.memory, &self.platform.power)?;
         let processors = self.vm.create_processors(self.platform.processors, entry)?;
-        program::release_code();
+        program::release_start_up();
         self.threads.start(processors)?;
         self.happenings.report("started", Value::Null);
         Ok(())

@@ -141,7 +141,7 @@ impl Handler for Control {
             UNUSED => {
                 // The timer is ready, so this does not wait.
                 let _ = self.unused.wait();
-                program::release_code();
+                program::release_start_up();
             }
             token => {
                 if let Some(server) = &mut self.server {

@@ -10,6 +10,7 @@ use vm_superio::serial::{NoEvents, Serial};
 use crate::bus::Registers;
 use crate::event::{Event, EventSet, Handler, Watch};
 use crate::host::stream::Stream;
+use crate::virtio::counters::{Counters, Totals};
 
 /// Number of I/O ports.
 pub const PORTS: u16 = 8;
@@ -35,6 +36,7 @@ pub struct SerialPort {
     uart: Uart,
     interrupt: Event,
     stream: Stream,
+    totals: Arc<Totals<2>>,
     /// The guest has seen that the transmitter is not empty.
     transmitter_awaited: bool,
     /// What the guest sends comes back to it, and nothing else does.
@@ -47,7 +49,14 @@ impl SerialPort {
     /// Makes a port that signals `interrupt`, edge triggered.
     pub fn new(interrupt: Event, stream: Stream) -> Self {
         let uart = power_on(&interrupt, Vec::with_capacity(BUFFER_BYTES_MAX));
-        Self { uart, interrupt, stream, transmitter_awaited: false, in_loop: false }
+        let totals = Arc::new(Totals::new(["input_bytes", "output_bytes"]));
+        Self { uart, interrupt, stream, totals, transmitter_awaited: false, in_loop: false }
+    }
+
+    /// What the port has counted: the guest's input and its output.
+    pub fn counters(&self) -> Counters {
+        let totals = Arc::clone(&self.totals);
+        Box::new(move || totals.read())
     }
 
     /// Puts all registers where they are at power on. Output is kept, input in the FIFO is dropped.
@@ -66,6 +75,7 @@ impl SerialPort {
         if !buffer.is_empty() {
             let taken = self.stream.send(buffer);
             buffer.drain(..taken.min(buffer.len()));
+            self.totals.add(&mut [0, taken as u64]);
         }
     }
 
@@ -76,6 +86,7 @@ impl SerialPort {
             let room = self.uart.fifo_capacity().min(input.len());
             let Some(target) = input.get_mut(..room) else { return };
             let count = self.stream.receive(target);
+            self.totals.add(&mut [count as u64, 0]);
             // There is room, and the interrupt cannot fail.
             let _ = self.uart.enqueue_raw_bytes(target.get(..count).unwrap_or_default());
         }
@@ -271,6 +282,8 @@ mod test {
             read(&mut lock(&port), DATA)
         };
         assert_eq!((0..256).map(read_byte).collect::<Vec<_>>(), typed);
+        let counters = lock(&port).counters();
+        assert_eq!(counters().iter().map(|reading| reading.value).collect::<Vec<_>>(), [256, 0]);
         assert_eq!(read(&mut lock(&port), LINE_STATUS) & 1, 0);
     }
 

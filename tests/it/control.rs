@@ -4,13 +4,14 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::events::Events;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::terminal::Terminal;
 use tests::testbed::Testbed;
@@ -95,32 +96,6 @@ impl Control {
     }
 }
 
-/// `nixvmm ctl events`, which runs until the machine ends.
-struct Events {
-    process: Child,
-    lines: Terminal,
-}
-
-impl Events {
-    fn follow(control: &Control) -> Result<Self> {
-        let mut process = control.command(&["events"]).stdout(Stdio::piped()).spawn()?;
-        let output = process.stdout.take().context("no standard output")?;
-        let mut lines = Terminal::new(output, None::<std::io::Sink>);
-        lines.wait_for("subscribed\n", PATIENCE)?;
-        Ok(Self { process, lines })
-    }
-
-    /// Waits until the machine ends, and expects exactly these events.
-    fn expect(mut self, expected: &[&str]) -> Result<()> {
-        let bytes = self.lines.wait_for_end(PATIENCE)?;
-        let text = String::from_utf8(bytes)?;
-        let names: Vec<_> = text.lines().filter_map(|line| line.split(' ').next()).collect();
-        ensure!(names == expected, "the events were {names:?}");
-        ensure!(self.process.wait()?.success(), "ctl events failed");
-        Ok(())
-    }
-}
-
 fn every_verb(testbed: &Testbed) -> Result<()> {
     let control = Control::new(testbed)?;
     let (image, unnamed) = (control.folder.path().join("a"), control.folder.path().join("b"));
@@ -142,7 +117,7 @@ fn every_verb(testbed: &Testbed) -> Result<()> {
     let config = control.json(&["config"])?;
     ensure!(config["configuration"]["disks"][0]["serial"] == "data", "{config}");
 
-    let events = Events::follow(&control)?;
+    let events = Events::follow(&control.program, &control.socket())?;
     pause_and_resume(&control, &mut guest)?;
     count(&control, &mut guest)?;
     attach(&control, &mut guest)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::events::Events;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
 use tests::tool;
@@ -83,7 +84,10 @@ fn grows_and_shrinks(testbed: &Testbed) -> Result<()> {
     let control = Control::new(testbed)?;
     let mut guest = control.launch(testbed, "512M,max=2G").boot()?;
     guest.run("sh /modules/more")?;
+    let mut events = Events::follow(&control.program, &control.socket())?;
     control.ask(&["memory", "2G"])?;
+    let reached = events.wait_for("memory-resized")?;
+    ensure!(reached.contains(&(2048 * MEBIBYTE).to_string()), "the event says {reached}");
     control.wait("memory", |memory| memory["size"] == 2048 * MEBIBYTE)?;
     guest.run(HAS_NEARLY_2_GIB)?;
     let before = resident(&guest)?;
@@ -96,6 +100,8 @@ fn grows_and_shrinks(testbed: &Testbed) -> Result<()> {
     wait_until(&guest, |left| left < 512 * MEBIBYTE)?;
 
     control.ask(&["balloon", "256M"])?;
+    let reached = events.wait_for("balloon-target-reached")?;
+    ensure!(reached.contains(&(256 * MEBIBYTE).to_string()), "the event says {reached}");
     let balloon = control.wait("balloon", |balloon| balloon["size"] == 256 * MEBIBYTE)?;
     let number = |name: &str| balloon["statistics"][name].as_u64().unwrap_or_default();
     let (total, free) = (number("total-bytes"), number("free-bytes"));

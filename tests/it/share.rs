@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::XattrFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tests::emulated_host;
+use tests::events::Events;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::packages::Program;
 use tests::testbed::Testbed;
@@ -45,7 +46,9 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     fs::write(other.join("file"), "of another process")?;
     let socket = folder.path().join("socket");
     let process = Listening::start(&other, &socket)?;
+    let control = folder.path().join("control");
     let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+        .arguments([Path::new("--control"), &control])
         .arguments(["--share", &format!("own,source={},xattr,sandbox=chroot", own.display())])
         .arguments(["--share", &format!("tag=other,socket={}", socket.display())])
         .boot()?;
@@ -54,8 +57,15 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     writes_what_the_host_reads(&mut guest, &own)?;
     builds_on_an_overlay(&mut guest)?;
     ensure!(listing_of(&tree)? == listing, "a guest's overlay changed what is below it");
+    let mut events = Events::follow(&testbed.program, &control)?;
     process_comes_back(&mut guest, process, &other, &socket)?;
+    let lost = events.wait_for("process-lost")?;
+    ensure!(lost.contains(socket.to_str().context("no UTF-8")?), "the event says {lost}");
     child_is_killed(&mut guest)?;
+    // The process that came back has ended again by now.
+    events.wait_for("process-lost")?;
+    let lost = events.wait_for("process-lost")?;
+    ensure!(lost.contains("share own") && lost.contains("virtiofsd"), "the event says {lost}");
     guest.power_off()
 }
 

@@ -7,6 +7,7 @@ pub mod benchmark;
 pub mod cache;
 pub mod diagnosis;
 pub mod emulated_host;
+pub mod events;
 pub mod guest;
 pub mod kernel;
 pub mod nixos_guest;

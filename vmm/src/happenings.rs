@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::event::Event;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Happenings that the main loop has not seen yet; more are forgotten, because a guest may be the
 /// cause of them.
@@ -40,6 +41,14 @@ impl Happenings {
             unseen.push_back(Happening { event, details });
             self.reported.signal();
         }
+    }
+
+    /// Reports that a process that served `device` is lost; `status` is how it has ended, where it
+    /// was our child and has.
+    pub(crate) fn process_lost(&self, device: &str, program: &str, status: Option<ExitStatus>) {
+        let status = status.map(|status| status.to_string());
+        let details = json!({ "device": device, "process": program, "status": status });
+        self.report("process-lost", details);
     }
 
     /// Takes the next one.

@@ -13,6 +13,7 @@ pub mod counters;
 pub mod device;
 pub mod feature;
 pub mod fs;
+mod goal;
 pub mod mem;
 pub mod mmio;
 pub mod net;

@@ -16,6 +16,8 @@ use anyhow::{Error, Result, anyhow};
 use devices::event::LoopHandle;
 use devices::host::vhost::user::UserVhost;
 
+use crate::happenings::Happenings;
+
 /// What a child that hangs up before the guest has started may take to end, and how often it is
 /// looked at meanwhile.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -49,13 +51,13 @@ impl FileServer {
 }
 
 /// Says why a server that was lost has ended.
-pub(crate) fn report_end(name: &str, program: &str, child: &mut Child) {
-    match child.try_wait() {
-        Ok(Some(status)) => {
-            log::error!("{name}: {program} has ended ({status}): no files any more");
-        }
-        _ => log::error!("{name}: {program} speaks to us no more: no files any more"),
+pub(crate) fn report_end(name: &str, program: &str, child: &mut Child, happenings: &Happenings) {
+    let status = child.try_wait().ok().flatten();
+    match status {
+        Some(status) => log::error!("{name}: {program} has ended ({status}): no files any more"),
+        None => log::error!("{name}: {program} speaks to us no more: no files any more"),
     }
+    happenings.process_lost(name, program, status);
 }
 
 /// Why a server that was just started does not serve.

@@ -70,7 +70,7 @@ impl Machine {
         // 1. Signals are blocked before there is a second thread, so that no thread takes them.
         let signals = block_signals()?;
         let mut event_loop = EventLoop::new().context("cannot make the main event loop")?;
-        let endings = Endings::new()?;
+        let (endings, happenings) = (Endings::new()?, Happenings::new()?);
         let children = Children::start(&config)?;
         let sandbox = Sandbox::prepare(&config)?;
         timing.end_step("event loop and sandbox");
@@ -103,13 +103,13 @@ impl Machine {
             children,
             is_controlled: listener.is_some(),
             sandbox: &sandbox,
+            happenings: &happenings,
             notifier: &notifier,
         })?;
         timing.end_step("devices");
 
         // 6. Processor threads: nothing that the guest does makes another one.
         let (shared, threads) = spawn_processors(config.cpus, endings, buses, &sandbox)?;
-        let happenings = Happenings::new()?;
         let steering = steering(&config, &shared, &happenings, &notifier, &threads, &mut devices)?;
         let control = Control::new(signals, listener, steering, event_loop.handle())?;
         let end_requested = control.end_requested();

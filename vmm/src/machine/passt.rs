@@ -18,6 +18,7 @@ use devices::host::vhost::user::UserVhost;
 use rustix::io::FdFlags;
 
 use crate::config::{Config, Forward, NetLink, Protocol};
+use crate::happenings::Happenings;
 
 const PROGRAM: &str = "passt";
 
@@ -73,11 +74,13 @@ impl Passt {
 }
 
 /// Says why a passt that was lost has ended.
-pub(crate) fn report_end(name: &str, child: &mut Child) {
-    match child.try_wait() {
-        Ok(Some(status)) => log::error!("{name}: passt has ended ({status}): no network any more"),
-        _ => log::error!("{name}: passt does not speak to us any more: no network"),
+pub(crate) fn report_end(name: &str, child: &mut Child, happenings: &Happenings) {
+    let status = child.try_wait().ok().flatten();
+    match status {
+        Some(status) => log::error!("{name}: passt has ended ({status}): no network any more"),
+        None => log::error!("{name}: passt does not speak to us any more: no network"),
     }
+    happenings.process_lost(name, PROGRAM, status);
 }
 
 /// A forward as passt takes it.

@@ -25,6 +25,7 @@ use super::chain::Chain;
 use super::config_change::ConfigChange;
 use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
+use super::goal::Goal;
 use super::queue::Queue;
 use super::worker::{self, Fault, Worker, WorkerWatch};
 use crate::event::{Event, EventSet, LoopHandle, Registration};
@@ -106,6 +107,7 @@ struct Shared {
     board: Board,
     refresh: Event,
     config_change: OnceLock<ConfigChange>,
+    goal: Goal,
 }
 
 impl Balloon {
@@ -121,6 +123,7 @@ impl Balloon {
             board: Board::default(),
             refresh: Event::new()?,
             config_change: OnceLock::new(),
+            goal: Goal::default(),
         };
         let config = Config::default();
         Ok(Self { options, config, shared: Arc::new(shared), timer, home, worker: None })
@@ -155,7 +158,14 @@ impl Inflator {
         if let Some(change) = self.shared.config_change.get() {
             change.announce();
         }
+        self.shared.goal.set(self.target(), self.actual());
         Ok(())
+    }
+
+    /// Has `told` called with the size in bytes whenever the balloon has become as large as it
+    /// was asked to be, once for each target, on any thread.
+    pub fn on_reached(&self, told: impl Fn(u64) + Send + Sync + 'static) {
+        self.shared.goal.on_reached(told);
     }
 
     /// What the balloon shall have, in bytes.
@@ -220,6 +230,7 @@ impl VirtioDevice for Balloon {
             Config::ACTUAL => {
                 self.config.actual_pages = value.to_le();
                 self.shared.actual_pages.store(value, Ordering::Relaxed);
+                self.shared.goal.look(bytes_of(&self.shared.actual_pages));
             }
             Config::POISON => {
                 self.config.poison = value.to_le();

@@ -21,6 +21,7 @@ use super::chain::Chain;
 use super::config_change::ConfigChange;
 use super::counters::{Counters, Reading};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
+use super::goal::Goal;
 use super::queue::Queue;
 use super::worker::{self, Fault, Worker};
 use crate::event::{LoopHandle, Registration};
@@ -106,6 +107,8 @@ struct Shared {
     /// Locked by workers and, while there is none, by who restarts the guest.
     blocks: Mutex<Blocks>,
     config_change: OnceLock<ConfigChange>,
+    /// Bytes that shall be plugged.
+    goal: Goal,
 }
 
 impl Mem {
@@ -118,6 +121,7 @@ impl Mem {
             plugged_bytes: AtomicU64::new(0),
             blocks: Mutex::new(Blocks::new(region_bytes / block_bytes)),
             config_change: OnceLock::new(),
+            goal: Goal::default(),
         };
         let config = Config {
             block_bytes: block_bytes.to_le(),
@@ -178,7 +182,15 @@ impl Sizer {
         if let Some(change) = self.shared.config_change.get() {
             change.announce();
         }
+        self.shared.goal.set(elastic, self.shared.plugged_bytes.load(Ordering::Relaxed));
         Ok(())
+    }
+
+    /// Has `told` called with the size in bytes whenever the guest's memory has become as large as
+    /// it was asked to be, once for each request, on any thread.
+    pub fn on_reached(&self, told: impl Fn(u64) + Send + Sync + 'static) {
+        let fixed_bytes = self.fixed_bytes;
+        self.shared.goal.on_reached(move |plugged| told(fixed_bytes + plugged));
     }
 
     /// What the guest's memory shall have, in bytes.
@@ -215,6 +227,7 @@ impl Shared {
         if let Some(change) = self.config_change.get() {
             change.note();
         }
+        self.goal.look(plugged_bytes);
     }
 }
 

@@ -11,7 +11,8 @@ mod packet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use self::muxer::VsockWorker;
+use self::muxer::{COUNTED, VsockWorker};
+use super::counters::{Counters, Totals};
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::vhost::{self, KernelRings, Share};
 use super::worker;
@@ -44,7 +45,7 @@ pub struct Vsock {
 /// What carries the connections.
 enum Path {
     /// Unix sockets of the host, by a worker of ours.
-    Gate(Arc<Gate>),
+    Gate(Arc<Gate>, Arc<Totals<{ COUNTED.len() }>>),
     /// The host's kernel.
     Kernel(Arc<Mutex<KernelRings>>),
 }
@@ -53,7 +54,8 @@ impl Vsock {
     /// Makes the device of a guest whose context id is `cid`; its worker runs in the loop of
     /// `home`.
     pub fn new(cid: u32, gate: Gate, home: LoopHandle) -> Self {
-        Self::on(Path::Gate(Arc::new(gate)), cid, FEATURE_STREAM, home)
+        let totals = Arc::new(Totals::new(COUNTED));
+        Self::on(Path::Gate(Arc::new(gate), totals), cid, FEATURE_STREAM, home)
     }
 
     /// Makes the device of a guest whose connections the host's kernel carries. It knows `features`
@@ -84,12 +86,20 @@ impl VirtioDevice for Vsock {
         &self.config
     }
 
+    /// What passes through the host's kernel is counted by nobody.
+    fn counters(&self) -> Option<Counters> {
+        let Path::Gate(_, totals) = &self.path else { return None };
+        let totals = Arc::clone(totals);
+        Some(Box::new(move || totals.read()))
+    }
+
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         self.worker = Some(match &self.path {
-            Path::Gate(gate) => {
+            Path::Gate(gate, totals) => {
                 let receive = activation.take_queue(0).map_err(io::Error::other)?;
                 let transmit = activation.take_queue(1).map_err(io::Error::other)?;
-                let worker = VsockWorker::new(self.cid, [receive, transmit], Arc::clone(gate));
+                let (gate, totals) = (Arc::clone(gate), Arc::clone(totals));
+                let worker = VsockWorker::new(self.cid, [receive, transmit], gate, totals);
                 worker::start("vsock", worker, &self.home, activation.needs_reset)?
             }
             Path::Kernel(rings) => {

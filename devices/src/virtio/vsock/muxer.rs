@@ -14,6 +14,7 @@ use super::packet::{CID_HOST, HEADER_LEN, Header, PORT_ANY, Route, TYPE_STREAM, 
 use crate::event::EventSet;
 use crate::host::vsock::{ARRIVAL, Gate};
 use crate::virtio::chain::Chain;
+use crate::virtio::counters::Totals;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::{Fault, Worker, WorkerWatch};
 
@@ -35,6 +36,10 @@ const READY_MAX: usize = 32;
 /// The one file that is watched besides the doorbells.
 const GATE: u32 = 0;
 
+/// What is counted, as the guest sees it: what it sent and what it received.
+pub(super) const COUNTED: [&str; 4] =
+    ["sent_packets", "sent_bytes", "received_packets", "received_bytes"];
+
 pub(super) struct VsockWorker {
     queues: [Queue; 2],
     cid: u64,
@@ -52,10 +57,18 @@ pub(super) struct VsockWorker {
     /// The outgoing chain was taken from its queue and is not filled yet.
     has_outgoing: bool,
     slices: Vec<GuestSlice>,
+    totals: Arc<Totals<{ COUNTED.len() }>>,
+    /// What is not in the totals yet.
+    batch: [u64; COUNTED.len()],
 }
 
 impl VsockWorker {
-    pub(super) fn new(cid: u64, queues: [Queue; 2], gate: Arc<Gate>) -> Self {
+    pub(super) fn new(
+        cid: u64,
+        queues: [Queue; 2],
+        gate: Arc<Gate>,
+        totals: Arc<Totals<{ COUNTED.len() }>>,
+    ) -> Self {
         let [receive, transmit] = &queues;
         let outgoing = Chain::with_capacity(receive.size());
         let incoming = Chain::with_capacity(transmit.size());
@@ -73,6 +86,8 @@ impl VsockWorker {
             outgoing,
             has_outgoing: false,
             slices: Vec::new(),
+            totals,
+            batch: [0; COUNTED.len()],
         }
     }
 }
@@ -114,6 +129,8 @@ impl VsockWorker {
     fn serve_both(&mut self) -> Result<(), Fault> {
         loop {
             let outcome = self.exchange_packets();
+            // Who sees what came finds it counted.
+            self.totals.add(&mut self.batch);
             for queue in &mut self.queues {
                 queue.notify_driver();
             }
@@ -200,6 +217,9 @@ impl VsockWorker {
                 return Err(Fault::Request("a packet shorter than its header says"));
             }
             self.take_packet(&header, len);
+            let [sent_packets, sent_bytes, ..] = &mut self.batch;
+            *sent_packets += 1;
+            *sent_bytes += u64::from(header.len.get());
             let [_, transmit] = &mut self.queues;
             transmit.complete(self.incoming.head(), 0);
         }
@@ -305,6 +325,9 @@ impl VsockWorker {
             let written = u32::try_from(HEADER_LEN).unwrap_or(0).saturating_add(data_len);
             let [receive, _] = &mut self.queues;
             receive.complete(self.outgoing.head(), written);
+            let [.., received_packets, received_bytes] = &mut self.batch;
+            *received_packets += 1;
+            *received_bytes += u64::from(data_len);
             self.has_outgoing = false;
         }
         Ok(())

@@ -18,6 +18,8 @@ use crate::host::vsock::Gate;
 use crate::test::LoopThread;
 use crate::test::driver::{Driver, Sent};
 use crate::test::hostile::Subject;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::VirtioDevice as _;
 
 const CID: u32 = 7;
 /// What the guest says about its buffers, unless a test says otherwise.
@@ -31,6 +33,7 @@ struct Guest {
     driver: Driver,
     buffers: VecDeque<Sent>,
     folder: TempDir,
+    counters: Counters,
     home: LoopThread,
 }
 
@@ -51,9 +54,11 @@ impl Guest {
         let folder = tempfile::tempdir().unwrap();
         let home = LoopThread::new();
         let gate = Gate::at(&folder.path().join("gate")).unwrap();
-        let mut driver = Driver::pci(Box::new(Vsock::new(CID, gate, home.handle())));
+        let vsock = Vsock::new(CID, gate, home.handle());
+        let counters = vsock.counters().unwrap();
+        let mut driver = Driver::pci(Box::new(vsock));
         driver.start();
-        Self { driver, buffers: VecDeque::new(), folder, home }
+        Self { driver, buffers: VecDeque::new(), folder, counters, home }
     }
 
     fn with_buffers() -> Self {
@@ -219,6 +224,25 @@ fn a_program_reaches_the_port_that_it_names_and_both_talk() {
     assert_eq!(guest.receive_data(&mut end, 5), b"early");
     guest.send_data(&mut end, &[b"hello ", b"", b"w", b"orld"]);
     assert_eq!(read(&mut program, 11), b"hello world");
+}
+
+#[test]
+fn what_passes_is_counted_as_the_guest_sees_it() {
+    let mut guest = Guest::with_buffers();
+    let (mut end, mut program) = guest.connected();
+    let count = |guest: &Guest| {
+        let readings = (guest.counters)();
+        readings.iter().map(|reading| (reading.name, reading.value)).collect::<Vec<_>>()
+    };
+    // The guest asked and the host agreed.
+    assert_eq!(count(&guest)[..2], [("sent_packets", 1), ("sent_bytes", 0)]);
+    assert_eq!(count(&guest)[2..], [("received_packets", 1), ("received_bytes", 0)]);
+    guest.send_data(&mut end, &[b"hello ", b"world"]);
+    read(&mut program, 11);
+    program.write_all(b"hello").unwrap();
+    guest.receive_data(&mut end, 5);
+    assert_eq!(count(&guest)[1], ("sent_bytes", 11));
+    assert_eq!(count(&guest)[3], ("received_bytes", 5));
 }
 
 #[test]
@@ -464,10 +488,12 @@ fn a_port_may_be_served_in_this_process() {
     let home = LoopThread::new();
     let mut gate = Gate::closed().unwrap();
     let visitors = gate.serve_locally(9).unwrap();
-    let mut driver = Driver::mmio(Box::new(Vsock::new(CID, gate, home.handle())));
+    let vsock = Vsock::new(CID, gate, home.handle());
+    let counters = vsock.counters().unwrap();
+    let mut driver = Driver::mmio(Box::new(vsock));
     driver.start();
     let folder = tempfile::tempdir().unwrap();
-    let mut guest = Guest { driver, buffers: VecDeque::new(), folder, home };
+    let mut guest = Guest { driver, buffers: VecDeque::new(), folder, counters, home };
     guest.provide(4096);
     let mut end = End::new(Route { guest_port: GUEST_PORT, host_port: 9 });
     guest.send(&end, operation::REQUEST, 0);

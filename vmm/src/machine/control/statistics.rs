@@ -15,7 +15,7 @@ pub(super) fn as_json(machine: &Steering) -> Value {
             readings.iter().map(|reading| (reading.name.to_owned(), reading.value.into()));
         json!({
             "name": device.name,
-            "kind": device.kind.name(),
+            "kind": device.kind,
             "counters": counters.collect::<Map<String, Value>>(),
         })
     });
@@ -41,7 +41,7 @@ pub(super) fn as_metrics(machine: &Steering) -> String {
     for device in &machine.parts.counted {
         let labels = format!("{{device=\"{}\"}}", escaped(&device.name));
         for reading in (device.counters)() {
-            let name = format!("nixvmm_{}_{}", device.kind.name(), reading.name);
+            let name = format!("nixvmm_{}_{}", device.kind, reading.name);
             match reading.is_total {
                 true => metrics.total(&name, &labels, reading.value),
                 false => metrics.now(&name, &labels, reading.value),

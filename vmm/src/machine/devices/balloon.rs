@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use devices::virtio::balloon::{Balloon, BalloonOptions, Inflator};
 use devices::virtio::device::VirtioDevice;
+use serde_json::json;
 
 use super::Site;
 
@@ -29,6 +30,10 @@ pub(super) fn add(
     // Giving memory back takes microseconds for each report: no thread of its own.
     let balloon = Balloon::new(options, site.main_loop.handle()).context("--balloon")?;
     let inflator = balloon.inflator(site.memory);
+    let happenings = site.happenings.clone();
+    inflator.on_reached(move |size| {
+        happenings.report("balloon-target-reached", json!({ "size": size }));
+    });
     devices.push(Box::new(balloon));
     Ok(Some(inflator))
 }

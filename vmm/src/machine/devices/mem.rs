@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::{Mem, Sizer};
+use serde_json::json;
 
 use super::Site;
 
@@ -16,6 +17,8 @@ pub(super) fn add(
     let region = region.context("memory that may grow is not mapped")?;
     let mem = Mem::new(site.memory, region, site.main_loop.handle());
     let sizer = mem.sizer(site.memory);
+    let happenings = site.happenings.clone();
+    sizer.on_reached(move |size| happenings.report("memory-resized", json!({ "size": size })));
     devices.push(Box::new(mem));
     Ok(Some(sizer))
 }

@@ -39,6 +39,7 @@ pub(super) use self::disk::Handle as Disk;
 pub(super) use self::watchdog::SharedWatchdog;
 use crate::address_plan::AddressPlan;
 use crate::config::{Config, Transport};
+use crate::happenings::Happenings;
 use crate::kvm::Vm;
 use crate::loop_thread::LoopThread;
 use crate::machine::children::Children;
@@ -74,7 +75,7 @@ pub(crate) struct Counted {
     /// What it is called.
     pub(crate) name: String,
     /// What it is.
-    pub(crate) kind: DeviceKind,
+    pub(crate) kind: &'static str,
     /// Its numbers.
     pub(crate) counters: Counters,
 }
@@ -99,6 +100,8 @@ pub(crate) struct Site<'a> {
     pub(crate) is_controlled: bool,
     /// What confines the threads of workers.
     pub(crate) sandbox: &'a Sandbox,
+    /// Where what happens to the devices is reported.
+    pub(crate) happenings: &'a Happenings,
     /// Who is told what becomes of the guest.
     pub(crate) notifier: &'a Notifier,
 }
@@ -130,6 +133,7 @@ impl Devices {
         devices.watchdog = watchdog::add(&mut buses, &mut site)?;
         let virtio_devices = devices.make_virtio_devices(&mut site)?;
         devices.counted = counted(&virtio_devices, &devices.disks);
+        devices.count_serial();
         match site.config.transport {
             Transport::Pci => devices.add_pci(virtio_devices, &mut buses, &mut site)?,
             Transport::Mmio => devices.add_mmio(virtio_devices, &mut buses, &mut site)?,
@@ -244,6 +248,12 @@ impl Devices {
         Ok(())
     }
 
+    fn count_serial(&mut self) {
+        let Some((serial, _)) = &self.serial else { return };
+        let counters = lock(serial).counters();
+        self.counted.push(Counted { name: "serial".to_owned(), kind: "serial", counters });
+    }
+
     /// Virtio devices in the order in which the guest finds them.
     fn make_virtio_devices(&mut self, site: &mut Site<'_>) -> Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -352,7 +362,7 @@ fn counted(virtio_devices: &[Box<dyn VirtioDevice>], disks: &[Disk]) -> Vec<Coun
             }
             _ => kind.name().to_owned(),
         };
-        counted.push(Counted { name, kind, counters });
+        counted.push(Counted { name, kind: kind.name(), counters });
     }
     counted
 }

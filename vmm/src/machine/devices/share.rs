@@ -26,7 +26,10 @@ pub(super) fn add(
             UserVhost::connect(socket, FileSystem::ring_count(options.request_queues), watch)
                 .with_context(|| format!("no vhost-user process serves {}", socket.display()))
                 .with_context(context)?;
-        let device = FileSystem::new(options, vhost, home, || ()).with_context(context)?;
+        let (name, process) = (options.name.clone(), socket.display().to_string());
+        let happenings = site.happenings.clone();
+        let on_loss = move || happenings.process_lost(&name, &process, None);
+        let device = FileSystem::new(options, vhost, home, on_loss).with_context(context)?;
         devices.push(Box::new(device));
     }
     for server in std::mem::take(&mut site.children.file_servers) {
@@ -49,7 +52,8 @@ fn serve(
     let (name, program) = (options.name.clone(), server.program.clone());
     let rings = FileSystem::ring_count(options.request_queues);
     let (vhost, mut child) = server.connect(rings, watch)?;
-    let on_loss = move || file_server::report_end(&name, &program, &mut child);
+    let happenings = site.happenings.clone();
+    let on_loss = move || file_server::report_end(&name, &program, &mut child, &happenings);
     Ok(FileSystem::new(options, vhost, home, on_loss)?)
 }
 

@@ -24,7 +24,10 @@ pub(super) fn listening(
     let [home, watch] = spawn(site, name, threads)?;
     let vhost = UserVhost::connect(socket, 2 * u64::from(pairs), watch)
         .context("no vhost-user process serves this socket")?;
-    Ok(VhostBackend::user(name, vhost, pairs, home, || ()))
+    let (card, process) = (name.to_owned(), socket.display().to_string());
+    let happenings = site.happenings.clone();
+    let on_loss = move || happenings.process_lost(&card, &process, None);
+    Ok(VhostBackend::user(name, vhost, pairs, home, on_loss))
 }
 
 /// A card of a passt of our own.
@@ -36,8 +39,8 @@ pub(super) fn passt(
 ) -> Result<VhostBackend<UserRings>> {
     let [home, watch] = spawn(site, name, threads)?;
     let (vhost, mut child) = passt.connect(watch)?;
-    let card = name.to_owned();
-    let on_loss = move || passt::report_end(&card, &mut child);
+    let (card, happenings) = (name.to_owned(), site.happenings.clone());
+    let on_loss = move || passt::report_end(&card, &mut child, &happenings);
     Ok(VhostBackend::user(name, vhost, 1, home, on_loss))
 }
 

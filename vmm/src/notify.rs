@@ -5,11 +5,12 @@
 
 mod relay;
 
+use std::collections::VecDeque;
 use std::env;
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,11 +20,24 @@ use vmm_sys_util::timerfd::TimerFd;
 pub(crate) use self::relay::{GuestMessages, Relay};
 use crate::config::Ready;
 
+/// Messages that wait while the service manager is behind; a guest can be the cause of more.
+const WAITING_MAX: usize = 64;
+
+/// A sign of life, which a later one replaces.
+const WATCHDOG: &str = "WATCHDOG=1";
+
 /// The way to the service manager; clones are the same, and without one messages go nowhere.
 #[derive(Clone, Default)]
 pub(crate) struct Notifier {
-    socket: Option<Arc<UnixDatagram>>,
+    outbox: Option<Arc<Outbox>>,
     watchdog: Option<Duration>,
+}
+
+/// The socket, and what it has not taken.
+struct Outbox {
+    socket: UnixDatagram,
+    /// In their order; locked by the main loop's handlers alone.
+    waiting: Mutex<VecDeque<String>>,
 }
 
 impl Notifier {
@@ -39,22 +53,25 @@ impl Notifier {
             env::var("WATCHDOG_USEC").ok().as_deref(),
             env::var("WATCHDOG_PID").ok().as_deref(),
         )?;
-        Ok(Self { socket: Some(Arc::new(socket)), watchdog })
+        Ok(Self { outbox: Some(Outbox::new(socket)), watchdog })
     }
 
     /// Whether anybody is told.
     pub(crate) fn is_heard(&self) -> bool {
-        self.socket.is_some()
+        self.outbox.is_some()
     }
 
-    /// Tells the service manager, in one message. It never waits: a service manager that is that
-    /// far behind misses a message.
+    /// Tells the service manager, in one message. It never waits: what a service manager that is
+    /// behind does not take at once goes out by [`Notifier::delivery`].
     pub(crate) fn send(&self, message: &str) {
-        if let Some(socket) = &self.socket
-            && let Err(error) = socket.send(message.as_bytes())
-        {
-            log::warn!("the service manager cannot be told: {error}");
+        if let Some(outbox) = &self.outbox {
+            outbox.send(message);
         }
+    }
+
+    /// Sends in a loop what had to wait, as soon as there is room.
+    pub(crate) fn delivery(&self) -> Option<Delivery> {
+        self.outbox.clone().map(Delivery)
     }
 
     /// Tells that the guest runs.
@@ -95,7 +112,60 @@ impl Handler for Heartbeat {
     fn ready(&mut self, _: u32, _: EventSet, _: &mut Watch<'_, '_>) {
         // The timer is ready, so this does not wait.
         let _ = self.timer.wait();
-        self.notifier.send("WATCHDOG=1");
+        self.notifier.send(WATCHDOG);
+    }
+}
+
+impl Outbox {
+    fn new(socket: UnixDatagram) -> Arc<Self> {
+        Arc::new(Self { socket, waiting: Mutex::default() })
+    }
+
+    /// Sends `message` behind those that wait, or lets it wait: a sign of life is then not needed.
+    fn send(&self, message: &str) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flush(&mut waiting);
+        if waiting.is_empty() && self.is_done(message) || message == WATCHDOG {
+            return;
+        }
+        if waiting.len() < WAITING_MAX {
+            waiting.push_back(message.to_owned());
+        } else {
+            log::warn!("the service manager takes no messages: one is lost");
+        }
+    }
+
+    fn flush(&self, waiting: &mut VecDeque<String>) {
+        while waiting.front().is_some_and(|message| self.is_done(message)) {
+            waiting.pop_front();
+        }
+    }
+
+    /// Whether nothing is left to do with `message`: it was taken, or nobody is there.
+    fn is_done(&self, message: &str) -> bool {
+        match self.socket.send(message.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(error) => {
+                log::warn!("the service manager cannot be told: {error}");
+                true
+            }
+            Ok(_) => true,
+        }
+    }
+}
+
+/// Sends what had to wait.
+pub(crate) struct Delivery(Arc<Outbox>);
+
+impl Handler for Delivery {
+    /// The kernel tells an edge to who was refused, when there is room again.
+    fn start(&mut self, watch: &mut Watch<'_, '_>) -> io::Result<()> {
+        watch.add(&self.0.socket, 0, EventSet::OUT | EventSet::EDGE_TRIGGERED)
+    }
+
+    fn ready(&mut self, _: u32, _: EventSet, _: &mut Watch<'_, '_>) {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.flush(&mut waiting);
     }
 }
 
@@ -126,6 +196,8 @@ fn watchdog(microseconds: Option<&str>, process: Option<&str>) -> Result<Option<
 
 #[cfg(test)]
 mod test {
+    use devices::event::EventLoop;
+
     use super::*;
 
     /// A service manager and the way to it.
@@ -133,7 +205,7 @@ mod test {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
-        (theirs, Notifier { socket: Some(Arc::new(ours)), watchdog: None })
+        (theirs, Notifier { outbox: Some(Outbox::new(ours)), watchdog: None })
     }
 
     #[test]
@@ -163,6 +235,35 @@ mod test {
         assert_eq!(watchdog(Some("2000000"), Some("1")).unwrap(), None);
         assert_eq!(watchdog(None, None).unwrap(), None);
         assert!(watchdog(Some("soon"), None).is_err());
+    }
+
+    #[test]
+    fn a_service_manager_that_is_behind_misses_nothing_but_signs_of_life() {
+        let mut event_loop = EventLoop::new().unwrap();
+        let (manager, notifier) = listened();
+        let _delivery = event_loop.add(Box::new(notifier.delivery().unwrap())).unwrap();
+        event_loop.run_ready().unwrap();
+        let waits = || !notifier.outbox.as_ref().unwrap().waiting.lock().unwrap().is_empty();
+        let mut sent = 0;
+        while !waits() {
+            notifier.send(&format!("STATUS={sent}"));
+            sent += 1;
+        }
+        notifier.send(WATCHDOG);
+        notifier.send("READY=1");
+        event_loop.run_ready().unwrap();
+        assert!(waits());
+        let mut heard = Vec::new();
+        let mut message = [0; 64];
+        while let Ok(len) = manager.recv(&mut message) {
+            heard.push(String::from_utf8(message[..len].to_vec()).unwrap());
+            event_loop.run_ready().unwrap();
+        }
+        let expected = (0..sent).map(|number| format!("STATUS={number}"));
+        assert_eq!(heard, expected.chain(["READY=1".to_owned()]).collect::<Vec<_>>());
+        for _ in 0..2 * WAITING_MAX + sent {
+            notifier.send("STATUS=A flood.");
+        }
     }
 
     #[test]

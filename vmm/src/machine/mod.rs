@@ -55,6 +55,7 @@ pub(crate) struct Machine {
     notifier: Notifier,
     _control: Registration,
     _heartbeat: Option<Registration>,
+    _delivery: Option<Registration>,
 }
 
 /// The opened files that a guest is loaded from, as often as it starts.
@@ -115,6 +116,7 @@ impl Machine {
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
         let heartbeat = notifier.heartbeat()?.map(|beat| event_loop.add(Box::new(beat)));
+        let delivery = notifier.delivery().map(|delivery| event_loop.add(Box::new(delivery)));
         timing.end_step("processor threads");
 
         // 7. Everything is open: the last door closes.
@@ -137,6 +139,7 @@ impl Machine {
             notifier,
             _control: control,
             _heartbeat: heartbeat.transpose()?,
+            _delivery: delivery.transpose()?,
         })
     }
 

@@ -206,6 +206,7 @@ in
           overrideStrategy = "asDropin";
           # Scripts and fingers know it by this name.
           aliases = [ "microvm@.service" ];
+          path = [ pkgs.coreutils ];
           serviceConfig.TimeoutStartSec = cfg.host.startupTimeout;
         };
         "nixvmm-booted@" = {

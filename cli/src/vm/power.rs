@@ -55,10 +55,10 @@ fn start(names: &[Name], units: &[Unit], verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// Stops units, and waits until they have ended.
+/// Stops units, and waits until they and their helpers have ended: those still need the folder.
 pub(super) fn stop(units: &[Unit]) -> Result<()> {
     let names: Vec<_> = units.iter().map(|unit| unit.name().clone()).collect();
-    let ids = units.iter().map(Unit::id);
+    let ids = units.iter().flat_map(|unit| [unit.id(), unit.pattern()]);
     let call = Program::Systemctl.call(["stop", "--"].map(str::to_owned).into_iter().chain(ids));
     call.run_and_tell(&format!("waiting until {} has powered off", list(&names)))?;
     for unit in Unit::of_all(&names)? {

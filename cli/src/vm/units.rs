@@ -134,7 +134,11 @@ impl Unit {
             let (helper, reason) = (id(HELPER, &self.name), reason(&self.helper));
             return format!("{helper}, which it needs, failed: {reason}");
         }
-        let reason = reason(&self.properties);
+        let reason = match self.property("Result") {
+            "success" if self.is_up() => "its start failed, and systemd starts it again",
+            "success" => "something that it needs failed",
+            _ => reason(&self.properties),
+        };
         match self.status_text() {
             Some(text) => format!("{reason}; it said: {text}"),
             None => reason.to_owned(),

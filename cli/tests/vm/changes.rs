@@ -187,8 +187,10 @@ fn destroy_stops_the_guest_and_keeps_what_it_wrote_unless_told_otherwise() {
     fs::write(host.path("units/nixvmm@web.service"), unit).unwrap();
     host.calls();
     assert_done(&host.vm(&["destroy", "web"]));
-    let expected =
-        ["systemctl stop -- nixvmm@web.service", "systemctl disable -- nixvmm@web.service"];
+    let expected = [
+        "systemctl stop -- nixvmm@web.service nixvmm*@web.service",
+        "systemctl disable -- nixvmm@web.service",
+    ];
     assert_eq!(host.calls(), expected);
     assert_eq!(host.entries("state/web"), ["data.img"]);
     assert_eq!(host.entries("nix/gcroots/microvm"), [""; 0]);

@@ -32,7 +32,7 @@ for unit; do
     start|restart)
         [ ! -e "$HOST/start-fails" ] || { cp "$HOST/start-fails" "$HOST/units/$unit"; exit 1; }
         sed -i s/inactive/active/ "$HOST/units/$unit" ;;
-    stop) sed -i 's/=active/=inactive/' "$HOST/units/$unit" ;;
+    stop) [ ! -e "$HOST/units/$unit" ] || sed -i 's/=active/=inactive/' "$HOST/units/$unit" ;;
     esac
 done
 "#;

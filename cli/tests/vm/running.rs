@@ -53,8 +53,11 @@ fn guests_start_and_stop_together() {
     assert!(host.calls().contains(&"systemctl start -- nixvmm@db.service".to_owned()));
     assert_done(&host.vm(&["start", "web", "db"]));
     assert_done(&host.vm(&["stop", "web", "db"]));
-    let units = "nixvmm@web.service nixvmm@db.service";
-    let expected = [format!("systemctl start -- {units}"), format!("systemctl stop -- {units}")];
+    let expected = [
+        "systemctl start -- nixvmm@web.service nixvmm@db.service",
+        "systemctl stop -- nixvmm@web.service nixvmm*@web.service nixvmm@db.service \
+         nixvmm*@db.service",
+    ];
     assert_eq!(host.calls(), expected);
 }
 

@@ -2,11 +2,14 @@
 # Lays out the store of the NixOS-shaped guest and makes its images, as root or in a user namespace:
 #   assemble-store.sh USERLAND_TAR USERLAND_NAME INPUT OUT
 # INPUT is a folder with the store paths that come from elsewhere; USERLAND_NAME is the one made here.
+# The store stays as a folder beside the images, for shares; it has programs that become root, and so
+# nobody else may look into the folder around it.
 set -eu
 tar=$1 name=$2 input=$3 out=$4
-store=$(mktemp -d "$out/store.XXXXXX")
-trap 'rm -rf "$store"' EXIT
-chmod 755 "$store"
+rm -rf "$out/private"
+mkdir -m 700 "$out/private"
+store=$out/private/store
+mkdir -m 755 "$store"
 cp -r "$input/." "$store"
 userland=$store/$name
 mkdir "$userland"
@@ -38,9 +41,12 @@ for unit in getty@tty1.service sys-kernel-debug.mount sys-kernel-tracing.mount \
 done
 ln -sf /usr/lib/systemd/system/systemd-networkd.service "$units/multi-user.target.wants/"
 
-# Systemd itself runs from the store, so the store stays when everything else is unmounted.
-mkdir -p "$units/nix-store.mount.d"
-printf '[Unit]\nDefaultDependencies=no\n' > "$units/nix-store.mount.d/stays.conf"
+# Systemd itself runs from the store, so the store, and what is below and above it where it is an
+# overlay, stays when everything else is unmounted.
+for mount in 'nix-store.mount' 'nix-.ro\x2dstore.mount' 'nix-.rw\x2dstore.mount'; do
+    mkdir -p "$units/$mount.d"
+    printf '[Unit]\nDefaultDependencies=no\n' > "$units/$mount.d/stays.conf"
+done
 
 cat > "$etc/systemd/network/10-ethernet.network" <<'UNIT'
 [Match]

@@ -69,10 +69,14 @@ impl Launch {
 
     /// The NixOS-shaped guest with the store image `store`.
     pub fn nixos(testbed: &Testbed, store: &Path) -> Self {
+        Self::nixos_with_share(testbed).arguments(["--root".as_ref(), store.as_os_str()])
+    }
+
+    /// The NixOS-shaped guest, whose store is a share that the kernel command line has yet to name.
+    pub fn nixos_with_share(testbed: &Testbed) -> Self {
         let mut launch = Self::bare(testbed);
         launch.command.arg("--kernel").arg(&testbed.bzimage);
         launch.command.arg("--initrd").arg(&testbed.nixos.initrd);
-        launch.command.arg("--root").arg(store);
         launch.patience = LONG_PATIENCE;
         launch.command_line(&testbed.nixos.command_line)
     }

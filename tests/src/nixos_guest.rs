@@ -21,6 +21,9 @@ use crate::tool::{self, progress};
 const PACKAGES: &str =
     "systemd,systemd-sysv,udev,dbus,kmod,iproute2,util-linux,e2fsprogs,login,passwd";
 
+/// What stage 1 loads besides the modules of all guests.
+const MORE_MODULES: [&str; 1] = ["virtiofs"];
+
 const STAGE_1: &str = include_str!("../../resources/guest/stage-1.sh");
 const STAGE_2: &str = include_str!("../../resources/guest/stage-2.sh");
 const ASSEMBLE: &str = include_str!("../../resources/guest/assemble-store.sh");
@@ -37,6 +40,8 @@ pub struct NixosGuest {
     pub erofs: PathBuf,
     /// The store as a squashfs image.
     pub squashfs: PathBuf,
+    /// The store as a folder.
+    pub store: PathBuf,
     /// The kernel command line: `init=` and the system's own parameters.
     pub command_line: String,
 }
@@ -72,6 +77,7 @@ impl NixosGuest {
             initrd,
             erofs: folder.join("store.erofs"),
             squashfs: folder.join("store.squashfs"),
+            store: folder.join("private/store"),
             command_line: format!("init=/nix/store/{}/init {KERNEL_PARAMETERS}", names.system),
         })
     }
@@ -147,13 +153,14 @@ impl Names {
 
 fn initrd(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let busybox = packages::busybox(cache)?;
-    let modules = MODULES.concat();
+    let names = [&MODULES[..], &MORE_MODULES].concat();
+    let modules = names.concat();
     let inputs = [&kernel.release, STAGE_1, &modules, archive::SOURCE].map(str::as_bytes);
     let folder = cache.entry("nixos-initrd", &inputs, |folder| {
         let mut archive = Archive::new();
         archive.busybox(&busybox)?;
         archive.program("init", STAGE_1.as_bytes());
-        kernel.install_modules(&mut archive, &MODULES, &[])?;
+        kernel.install_modules(&mut archive, &names, &[])?;
         Ok(fs::write(folder.join("initrd"), archive.finish())?)
     })?;
     Ok(folder.join("initrd"))

@@ -15,6 +15,7 @@ fn main() -> Result<()> {
     println!("initrd {}", nixos.initrd.display());
     println!("erofs {}", nixos.erofs.display());
     println!("squashfs {}", nixos.squashfs.display());
+    println!("store {}", nixos.store.display());
     println!("cmdline {}", nixos.command_line);
     Ok(())
 }

@@ -21,6 +21,10 @@ use tests::tool;
 
 use crate::GuestTest;
 
+/// The load of a share: what it does, and how much of it.
+const LOAD_SEED: &str = "4294967291";
+const LOAD_STEPS: &str = "600";
+
 pub(crate) const TESTS: &[GuestTest] = &[(
     "share::folders_are_the_same_in_the_guest_and_outlive_who_serves_them",
     folders_are_the_same,
@@ -57,6 +61,7 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     writes_what_the_host_reads(&mut guest, &own)?;
     builds_on_an_overlay(&mut guest)?;
     ensure!(listing_of(&tree)? == listing, "a guest's overlay changed what is below it");
+    bears_a_load(&mut guest, testbed, folder.path())?;
     let mut events = Events::follow(&testbed.program, &control)?;
     process_comes_back(&mut guest, process, &other, &socket)?;
     let lost = events.wait_for("process-lost")?;
@@ -105,6 +110,27 @@ fn writes_what_the_host_reads(guest: &mut Guest, own: &Path) -> Result<()> {
     fs::write(written.join("moved"), "by the host")?;
     let seen = guest.run("sleep 2; cat /mnt/written/link")?;
     ensure!(seen == "by the host", "the guest still sees {} bytes", seen.len());
+    Ok(())
+}
+
+/// A load that checks each of its steps leaves the files that it leaves on the host.
+fn bears_a_load(guest: &mut Guest, testbed: &Testbed, folder: &Path) -> Result<()> {
+    let (shared, host) = (folder.join("own/load"), folder.join("load"));
+    fs::create_dir(&shared)?;
+    fs::create_dir(&host)?;
+    fs::copy(&testbed.file_load, folder.join("own/bin/file-load"))?;
+    guest.run(&format!("/mnt/bin/file-load {LOAD_SEED} {LOAD_STEPS} /mnt/load"))?;
+    let mut command = Command::new(&testbed.file_load);
+    tool::finish(command.args([LOAD_SEED, LOAD_STEPS]).arg(&host))?;
+    let mut names: Vec<_> =
+        fs::read_dir(&host)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+    names.sort();
+    ensure!(fs::read_dir(&shared)?.count() == names.len(), "other files than {names:?}");
+    for name in &names {
+        let (ours, theirs) = (fs::read(host.join(name))?, fs::read(shared.join(name))?);
+        ensure!(ours == theirs, "{} differs on the host", name.display());
+    }
+    ensure!(names.len() > 1, "the load left {names:?}");
     Ok(())
 }
 

@@ -26,6 +26,8 @@ pub struct Testbed {
     pub program: PathBuf,
     /// Either end of a vsock connection.
     pub vsock_program: PathBuf,
+    /// A load on the files of a folder.
+    pub file_load: PathBuf,
     /// Debian's kernel as it is shipped.
     pub bzimage: PathBuf,
     /// The ELF inside it, taken out by `nixvmm unpack-kernel`.
@@ -48,6 +50,7 @@ impl Testbed {
         let kernel = Kernel::fetch(cache)?;
         let program = program::build()?;
         let vsock_program = program::build_static("tests", "vsock-guest", "test-guest")?;
+        let file_load = program::build_static("tests", "file-load", "test-guest")?;
         let vmlinux = cache.root().join(format!("vmlinux-{}", kernel.release));
         let unpack = [Path::new("unpack-kernel"), &kernel.image, &vmlinux];
         let _ = fs::remove_file(&vmlinux);
@@ -56,7 +59,8 @@ impl Testbed {
         let tiny = tiny_guest::initramfs(cache, &kernel)?;
         let nixos = NixosGuest::prepare(cache, &kernel)?;
         let passt = packages::passt(cache)?;
-        Ok(Self { program, vsock_program, bzimage: kernel.image, vmlinux, tiny, nixos, passt })
+        let bzimage = kernel.image;
+        Ok(Self { program, vsock_program, file_load, bzimage, vmlinux, tiny, nixos, passt })
     }
 
     /// Runs this program again in an emulated host, with `arguments`, and returns its exit status.

@@ -17,6 +17,7 @@ mod power;
 mod sandbox;
 mod share;
 mod store;
+mod systemd;
 mod terminal;
 mod tidy;
 mod units;
@@ -71,6 +72,7 @@ fn guest_tests() -> Vec<GuestTest> {
         sandbox::TESTS,
         share::TESTS,
         store::TESTS,
+        systemd::TESTS,
         vhost::TESTS,
         vsock::TESTS,
         nixos::TESTS,

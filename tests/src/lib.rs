@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod nixos_guest;
 pub mod packages;
 pub mod program;
+pub mod systemd_host;
 pub mod terminal;
 pub mod testbed;
 pub mod tiny_guest;

@@ -19,7 +19,7 @@ use super::mark::Stage as Reached;
 use super::stage::{BZIMAGE, DISK, INITRD, Stage, VMLINUX};
 use super::trace::{self, Event, Request};
 use super::vmm::{Machine, Vmm};
-use super::{Figures, Plan, Topic, memory};
+use super::{Figures, Plan, Topic, memory, store};
 use crate::emulated_host::HEARTBEAT;
 use crate::tool;
 
@@ -63,6 +63,14 @@ pub fn run(plan: &Plan) -> Result<()> {
             Topic::Memory => host.each(&mut figures, "memory", Host::memory),
             Topic::Block => host.each(&mut figures, "block", Host::block),
             Topic::Pairs => host.pairs(&mut figures)?,
+            Topic::Store => {
+                let testbed = plan.testbed.as_ref().context("the plan has no guest for it")?;
+                let folder = folder.join("store");
+                if let Err(error) = store::run(testbed, &folder, beat, &mut figures) {
+                    tool::progress(&format!("store: {error:#}"));
+                    figures.notes.push(format!("store: {error:#}"));
+                }
+            }
             Topic::Profile => host.each(&mut figures, "profile", Host::profile),
         }
         figures.save(&plan.results)?;

@@ -2,13 +2,15 @@
 //! for its peers, side by side in one emulated host whose clock counts instructions.
 //!
 //! `mark` is what the guest tells, `vmm` what each VMM is told, `stage` where they run, `trace` and
-//! `memory` how the host's kernel is asked, `measure` the measurements, and `report` the table.
+//! `memory` how the host's kernel is asked, `measure` the measurements, `store` those of a guest's
+//! files, and `report` the table.
 
 pub mod mark;
 pub mod measure;
 pub mod memory;
 pub mod report;
 pub mod stage;
+pub mod store;
 pub mod trace;
 pub mod vmm;
 
@@ -25,6 +27,7 @@ use crate::archive::Archive;
 use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::packages::{self, Program};
+use crate::testbed::Testbed;
 use crate::{program, tool};
 use vmm::{Programs, Vmm};
 
@@ -49,6 +52,8 @@ pub enum Topic {
     Block,
     /// The same in time, by alternating pairs on two processors.
     Pairs,
+    /// Lists, searches and starts of programs from a store, by who serves it.
+    Store,
     /// Where the time of nixvmm's start and of the guest's kernel goes.
     Profile,
 }
@@ -66,6 +71,8 @@ pub struct Plan {
     pub initrd: PathBuf,
     /// For its `chroot`.
     pub busybox: PathBuf,
+    /// The guest that reads from a store, where that is measured.
+    pub testbed: Option<Testbed>,
     /// What to measure.
     pub topics: Vec<Topic>,
     /// Whom to measure.
@@ -118,9 +125,12 @@ impl Plan {
         let vmlinux = vmlinux(cache, &kernel, &nixvmm)?;
         let initrd = initramfs(cache, &kernel, &guest)?;
         let busybox = packages::busybox(cache)?;
+        let testbed =
+            topics.contains(&Topic::Store).then(|| Testbed::prepare(cache)).transpose()?;
+        let testbed = testbed.map(|testbed| Testbed { program: nixvmm.clone(), ..testbed });
         let programs = Programs { nixvmm, qemu, alioth };
         let (bzimage, results) = (kernel.image, PathBuf::new());
-        Ok(Self { programs, bzimage, vmlinux, initrd, busybox, topics, vmms, results })
+        Ok(Self { programs, bzimage, vmlinux, initrd, busybox, testbed, topics, vmms, results })
     }
 }
 

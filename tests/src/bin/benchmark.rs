@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tests::benchmark::vmm::Vmm;
-use tests::benchmark::{Figures, Plan, Topic, measure, report};
+use tests::benchmark::{Figures, Plan, Topic, measure, report, store};
 use tests::cache::Cache;
 use tests::emulated_host::{Clock, EmulatedHost, Job};
 use tests::tool::progress;
@@ -53,6 +53,7 @@ fn main() -> Result<ExitCode> {
         Topic::Memory,
         Topic::Block,
         Topic::Pairs,
+        Topic::Store,
         Topic::Profile,
     ];
     let topics = if arguments.topics.is_empty() { all.to_vec() } else { arguments.topics };
@@ -64,6 +65,9 @@ fn main() -> Result<ExitCode> {
     for vmm in &plan.vmms {
         let size = fs::metadata(vmm.program(&plan.programs))?.len() as f64 / MIB;
         figures.add("program size", *vmm, "MiB", vec![size]);
+    }
+    if plan.topics.contains(&Topic::Store) {
+        store::start(&plan.programs.nixvmm, &mut figures)?;
     }
     let (by_time, by_instructions): (Vec<Topic>, Vec<Topic>) =
         plan.topics.iter().partition(|topic| **topic == Topic::Pairs);

@@ -78,8 +78,7 @@ impl Machine {
 
         // 2. Files, so that a wrong name is told before anything else is done.
         let images = Images::open(&config)?;
-        let listener = control::listener(&config)?;
-        let notifier = Notifier::from_environment()?;
+        let (listener, notifier) = (control::listener(&config)?, Notifier::from_environment()?);
         timing.end_step("open files");
 
         // 3. KVM and the plan of addresses.

@@ -180,6 +180,9 @@ pub enum LinkKind {
 impl Config {
     /// Checks every card and gives an address to those that have none.
     pub(super) fn resolve_nets(&mut self) -> Result<()> {
+        if self.nets.is_empty() {
+            return Ok(());
+        }
         let uuid = self.smbios.uuid.unwrap_or_default();
         // Hosts without one give the same addresses: then a UUID tells their guests apart.
         let host = std::fs::read(MACHINE_ID).unwrap_or_default();

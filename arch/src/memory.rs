@@ -101,18 +101,18 @@ impl GuestMemory {
         elastic: Option<&Range<u64>>,
         backing: Backing,
     ) -> io::Result<Self> {
-        let on_demand = Backing { prealloc: false, ..backing };
-        let fixed = ranges.iter().map(|range| (range, backing));
-        let ranges: Vec<_> =
-            fixed.chain(elastic.into_iter().map(|range| (range, on_demand))).collect();
+        let fixed = ranges.iter().map(|range| (range, flags_of_fixed(backing)));
+        let elastic = elastic.into_iter().map(|range| (range, MapFlags::NORESERVE));
+        let ranges: Vec<_> = fixed.chain(elastic).collect();
         let total = ranges.iter().map(|(range, _)| range.end - range.start).sum();
         let file =
             if backing.shared { Some(sealed_memfd(total, backing.huge_pages)?) } else { None };
         let mut regions = RangeMap::new();
         let mut backend_regions = Vec::with_capacity(ranges.len());
         let mut file_offset = 0;
-        for (range, backing) in ranges {
-            let slice = map_region(range.end - range.start, file.as_ref(), file_offset, backing)?;
+        for (range, flags) in ranges {
+            let len = range.end - range.start;
+            let slice = map_region(len, file.as_ref(), file_offset, backing, flags)?;
             let region = Region { start: GuestAddress(range.start), slice, file_offset };
             backend_regions.push(backend_region(&region, file.as_ref())?);
             regions.insert(range.clone(), region).map_err(io::Error::other)?;
@@ -355,18 +355,23 @@ fn sealed_memfd(len: u64, huge_pages: Option<HugePages>) -> io::Result<File> {
     Ok(File::from(file))
 }
 
+/// How memory is mapped that the guest has from its start. Huge pages are set aside for it at once:
+/// where there are too few of them, mapping says so.
+fn flags_of_fixed(backing: Backing) -> MapFlags {
+    let aside = backing.huge_pages.map_or(MapFlags::NORESERVE, |_| MapFlags::empty());
+    if backing.prealloc { aside | MapFlags::POPULATE } else { aside }
+}
+
 fn map_region(
     len: u64,
     file: Option<&File>,
     file_offset: u64,
     backing: Backing,
+    flags: MapFlags,
 ) -> io::Result<GuestSlice> {
     let len = usize::try_from(len).map_err(io::Error::other)?;
     let target = aligned_reservation(len, backing.huge_pages)?;
-    let mut flags = MapFlags::FIXED | MapFlags::NORESERVE;
-    if backing.prealloc {
-        flags |= MapFlags::POPULATE;
-    }
+    let flags = flags | MapFlags::FIXED;
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: FIXED replaces part of the reservation made for it just now, nothing else.
     let pointer = unsafe {
@@ -380,7 +385,7 @@ fn map_region(
                 file_offset,
             )?,
             None => {
-                flags |= huge_page_flags(backing.huge_pages) | MapFlags::PRIVATE;
+                let flags = flags | huge_page_flags(backing.huge_pages) | MapFlags::PRIVATE;
                 rustix::mm::mmap_anonymous(target.cast(), len, protection, flags)?
             }
         }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use tests::guest::{Guest, Launch};
+use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
 
 use crate::GuestTest;
@@ -45,6 +45,15 @@ fn huge_pages(testbed: &Testbed) -> Result<()> {
 }
 
 fn eight_on_huge_pages(testbed: &Testbed) -> Result<()> {
+    for kind in ["hugepages=2M", "hugepages=2M,shared"] {
+        let too_much = format!("512M,{kind}");
+        let mut guest =
+            Launch::tiny(testbed, &testbed.bzimage).arguments(["--memory", &too_much]).start()?;
+        guest.expect_status(1).with_context(|| format!("--memory {too_much} was not refused"))?;
+        guest.errors().wait_for_end(PATIENCE)?;
+        let said = guest.errors().text();
+        ensure!(said.contains("nr_hugepages"), "the refusal of {too_much} lacks a remedy:\n{said}");
+    }
     let mut guest = Launch::tiny(testbed, &testbed.bzimage)
         .arguments(["--cpus", "8", "--memory", "256M,hugepages=2M,shared,prealloc"])
         .boot()?;

@@ -1,10 +1,11 @@
 //! What boots? Every kernel format over every transport, and machines of every size.
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::emulated_host;
-use tests::guest::Launch;
+use tests::guest::{Guest, Launch};
 use tests::testbed::Testbed;
 
 use crate::GuestTest;
@@ -53,6 +54,7 @@ fn boots(testbed: &Testbed, kernel: &Path, transport: &str, protocol: &str) -> R
 fn complaints(testbed: &Testbed) -> Result<()> {
     let mut guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--cpus", "2"]).boot()?;
     let log = guest.run("dmesg")?;
+    knows_the_time(&mut guest)?;
     guest.power_off()?;
 
     let found: Vec<&str> = log
@@ -69,6 +71,24 @@ fn complaints(testbed: &Testbed) -> Result<()> {
         ensure!(!waited, "the kernel waited between these:\n{first}\n{second}");
     }
     Ok(())
+}
+
+/// The time of day is the host's, without any clock of the board.
+fn knows_the_time(guest: &mut Guest) -> Result<()> {
+    let before = unix_time()?;
+    let said = guest.run("date +%s; ls /sys/class/rtc")?;
+    let after = unix_time()?;
+    let (time, clocks) = said.split_once('\n').context("no time")?;
+    let time: u64 = time.parse().context("no time")?;
+    // Both ends round down.
+    let expected = before.saturating_sub(1)..=after + 1;
+    ensure!(expected.contains(&time), "the guest says {time}, and the host {before} to {after}");
+    ensure!(clocks.is_empty(), "there is a clock of the board: {clocks}");
+    Ok(())
+}
+
+fn unix_time() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }
 
 /// A line of the kernel's log and its time in seconds.

@@ -5,6 +5,7 @@
 //! status through.
 
 mod boot;
+mod bulk;
 mod console;
 mod control;
 mod disk;

@@ -15,6 +15,7 @@ use tests::testbed::Testbed;
 use tests::tool;
 
 use crate::GuestTest;
+use crate::bulk;
 
 pub(crate) const TESTS: &[GuestTest] = &[
     ("vhost::passt_gives_the_guest_addresses_a_way_out_and_forwarded_ports", passt_serves),
@@ -47,6 +48,10 @@ fn passt_serves(testbed: &Testbed) -> Result<()> {
     let gateway = lease(&mut guest)?;
     from_guest_to_the_host(&mut guest, &gateway)?;
     from_host_into_guest(&mut guest, (Ipv4Addr::LOCALHOST, port))?;
+    if let Some(bytes) = bulk::wanted() {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        bulk::sends(&mut guest, &gateway, &listener, bytes)?;
+    }
     // The network outlives a guest's restart.
     guest.tell("reboot -f")?;
     guest.wait_for_agent().context("after a reboot in place")?;
@@ -90,6 +95,9 @@ fn kernel_moves(testbed: &Testbed, transport: &str) -> Result<()> {
     guest.run(&up)?;
     from_guest_to_the_host(&mut guest, &HOST.to_string())?;
     from_host_into_guest(&mut guest, (GUEST, 22))?;
+    if let Some(bytes) = bulk::wanted() {
+        carries_much(&mut guest, &HOST.to_string(), bytes)?;
+    }
     guest.tell("reboot -f")?;
     guest.wait_for_agent().context("after a reboot in place")?;
     guest.run(&up)?;
@@ -156,6 +164,13 @@ fn from_guest_to_the_host(guest: &mut Guest, gateway: &str) -> Result<()> {
     sender.join().ok().context("the server panicked")??;
     ensure!(got.contains(&digest()?), "the guest fetched other bytes: {got}");
     Ok(())
+}
+
+/// Connections that the guest begins, several at once, with every byte checked.
+fn carries_much(guest: &mut Guest, address: &str, bytes: usize) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    bulk::sends(guest, address, &listener, bytes)?;
+    bulk::receives(guest, address, &listener, bytes)
 }
 
 /// The host fetches from a server in the guest what the guest has got.

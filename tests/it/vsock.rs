@@ -1,27 +1,38 @@
 //! Do programs of host and guest reach each other? Through unix sockets of the host, and through
-//! the host's kernel, with every byte compared.
+//! the host's kernel, with every byte compared; and so do a guest's messages the service manager.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use tests::guest::{Guest, Launch, PATIENCE};
+use tests::service_manager::ServiceManager;
 use tests::testbed::Testbed;
 
 use crate::GuestTest;
+use crate::bulk;
 
 pub(crate) const TESTS: &[GuestTest] = &[
-    ("vsock::programs_of_host_and_guest_talk_through_unix_sockets", unix),
-    ("vsock::programs_of_host_and_guest_talk_through_the_hosts_kernel", kernel),
+    ("vsock::unix_sockets_carry_bytes_and_the_guests_readiness", unix),
+    ("vsock::the_hosts_kernel_carries_bytes_and_the_reason_of_a_failed_boot", kernel),
 ];
 
-/// What goes through a connection in each direction at once.
-const BULK: usize = 8 << 20;
+/// A credential, and what becomes of it on its way.
+const SECRET: &[u8] = b"\x00not for everybody\xff";
+const SECRET_IN_BASE64: &str = "AG5vdCBmb3IgZXZlcnlib2R5/w==";
+
+/// Prints the strings of SMBIOS as the guest's kernel found them.
+const STRINGS: &str = r"tr -c '\040-\176' '\n' < /sys/firmware/dmi/tables/DMI";
+
+/// What a message may take to the service manager.
+const HEARD: Duration = Duration::from_secs(60);
 
 /// Connections that are open at the same time.
 const MANY: usize = 60;
@@ -29,36 +40,76 @@ const MANY: usize = 60;
 fn unix(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let gate = folder.path().join("vsock");
-    let mut guest = with_client(testbed, folder.path())?
-        .arguments(["--vsock", &format!("socket={}", gate.display())])
+    let secret = folder.path().join("secret");
+    fs::write(&secret, SECRET)?;
+    let manager = ServiceManager::new(folder.path())?;
+    let mut guest = manager
+        .starts(with_client(testbed, folder.path())?)
+        .environment("WATCHDOG_USEC", "2000000")
+        .arguments(["--vsock", &format!("socket={}", gate.display()), "--ready", "booted"])
+        .arguments(["--credential", &format!("secret=@{}", secret.display())])
         .boot()?;
     serve(&mut guest)?;
-    bulk(&gate)?;
+    credential(&mut guest)?;
+    readiness(&mut guest, &manager)?;
+    echo(&gate)?;
     many(&gate)?;
     let mut refused = call(&gate, 1234)?;
     let mut nothing = Vec::new();
     refused.read_to_end(&mut nothing)?;
     ensure!(nothing.is_empty(), "a port that nobody serves answers {nothing:?}");
     guest_initiated(&mut guest, &gate)?;
-    guest.power_off()?;
+    guest.signal(Signal::TERM)?;
+    let stopping = "STOPPING=1\nSTATUS=The guest was asked to power off.";
+    manager.wait_for(stopping, HEARD).map_err(|error| guest.explain(error))?;
+    guest.expect_status(0)?;
     ensure!(!gate.exists(), "the socket is still there");
     Ok(())
 }
 
+/// A credential is in SMBIOS and not on the kernel command line.
+fn credential(guest: &mut Guest) -> Result<()> {
+    let string = format!("io.systemd.credential.binary:secret={SECRET_IN_BASE64}");
+    let strings = guest.run(STRINGS)?;
+    ensure!(strings.lines().any(|line| line == string), "SMBIOS has no {string}:\n{strings}");
+    let line = guest.run("cat /proc/cmdline")?;
+    ensure!(!line.contains("secret"), "everybody in the guest sees {line}");
+    Ok(())
+}
+
+/// What the guest says to the address that it is given reaches the service manager, as far as it is
+/// about the guest, and nothing counts as readiness before it; this process's own signs of life go
+/// on.
+fn readiness(guest: &mut Guest, manager: &ServiceManager) -> Result<()> {
+    manager.wait_for("STATUS=The guest boots.", HEARD)?;
+    say(guest, r"READY=1\nSTATUS=Up.\nMAINPID=1\nX_SYSTEMD_HOSTNAME=vm\n")?;
+    let told = manager.wait_for("READY=1", HEARD)?;
+    ensure!(told == "READY=1\nSTATUS=Up.\nX_SYSTEMD_HOSTNAME=vm\n", "it was told {told:?}");
+    manager.wait_for("WATCHDOG=1", HEARD).map(drop)
+}
+
+/// Sends a message as systemd of a guest does: in a connection of its own.
+fn say(guest: &mut Guest, message: &str) -> Result<()> {
+    guest.run(&saying(message)).map(drop)
+}
+
+/// The command that sends a message to the address in the credential.
+fn saying(message: &str) -> String {
+    let port = r"sed -n 's/^io.systemd.credential:vmm.notify_socket=vsock-stream:2://p'";
+    format!("printf '{message}' | /run/vsock connect 2 $({STRINGS} | {port})")
+}
+
 /// Much data goes to an echo in the guest and comes back, whole, at the same time; the half that is
 /// closed first does not end the other.
-fn bulk(gate: &Path) -> Result<()> {
+fn echo(gate: &Path) -> Result<()> {
     let mut connection = connect(gate, 7)?;
     let mut sender = connection.try_clone()?;
     let sending = thread::spawn(move || {
-        sender.write_all(&sample(BULK))?;
-        sender.shutdown(Shutdown::Write)
+        bulk::write(&mut sender, bulk::amount())?;
+        Ok(sender.shutdown(Shutdown::Write)?)
     });
-    let mut back = Vec::new();
-    connection.read_to_end(&mut back)?;
-    sending.join().ok().context("sending panicked")??;
-    ensure!(back == sample(BULK), "{} of {BULK} bytes came back, or others", back.len());
-    Ok(())
+    bulk::check(&mut connection, bulk::amount())?;
+    sending.join().ok().context("sending panicked")?
 }
 
 fn many(gate: &Path) -> Result<()> {
@@ -85,7 +136,7 @@ fn guest_initiated(guest: &mut Guest, gate: &Path) -> Result<()> {
         connection.read_to_end(&mut data)?;
         connection.write_all(&data)
     });
-    guest.run(&format!("head -c {BULK} /dev/urandom > /run/data"))?;
+    guest.run("head -c 8000000 /dev/urandom > /run/data")?;
     guest.run("/run/vsock connect 2 5000 < /run/data > /run/back && cmp /run/data /run/back")?;
     echo.join().ok().context("the echo panicked")??;
     let (status, _) = guest.attempt("/run/vsock connect 2 5001 < /dev/null")?;
@@ -96,7 +147,11 @@ fn guest_initiated(guest: &mut Guest, gate: &Path) -> Result<()> {
 fn kernel(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let launch = with_client(testbed, folder.path())?;
-    let mut guest = launch.arguments(["--vsock", "auto", "--transport", "mmio"]).boot()?;
+    let manager = ServiceManager::new(folder.path())?;
+    let mut guest = manager
+        .starts(launch)
+        .arguments(["--vsock", "auto", "--transport", "mmio", "--ready", "booted"])
+        .boot()?;
     guest.errors().wait_for("context id ", PATIENCE).map_err(|error| guest.explain(error))?;
     let cid = guest.errors().wait_for("\n", PATIENCE)?.trim().to_owned();
 
@@ -107,23 +162,49 @@ fn kernel(testbed: &Testbed) -> Result<()> {
     other.expect_status(1)?;
 
     serve(&mut guest)?;
-    let back = through_kernel(testbed, &cid, "7", &sample(BULK))?;
-    ensure!(back.stdout == sample(BULK), "{} of {BULK} bytes came back", back.stdout.len());
+    echo_through_kernel(testbed, &cid)?;
     // What ssh says first, and a server that speaks before its client does.
     let banner = through_kernel(testbed, &cid, "22", b"SSH-2.0-client\r\n")?;
     ensure!(banner.stdout == b"SSH-2.0-server\r\nSSH-2.0-client\r\n", "{banner:?}");
     let nobody = through_kernel(testbed, &cid, "1234", b"")?;
     ensure!(!nobody.status.success(), "a port that nobody serves was reached");
-    guest.power_off()
+    emergency(&mut guest, &manager)
+}
+
+/// A boot that needs a person is a failed start with its reason.
+fn emergency(guest: &mut Guest, manager: &ServiceManager) -> Result<()> {
+    say(guest, r"STATUS=Cannot mount /data.\n")?;
+    manager.wait_for("STATUS=Cannot mount /data.", HEARD)?;
+    guest.tell(&saying(r"X_SYSTEMD_UNIT_ACTIVE=emergency.target\n"))?;
+    let reason = "the guest came up in emergency mode: Cannot mount /data.";
+    let told = manager.wait_for(&format!("STATUS={reason}"), HEARD);
+    told.map_err(|error| guest.explain(error))?;
+    guest.errors().wait_for(reason, PATIENCE)?;
+    guest.expect_status(1)
+}
+
+/// The same as [`echo`] by the guest's context id.
+fn echo_through_kernel(testbed: &Testbed, cid: &str) -> Result<()> {
+    let mut client = client(testbed, cid, "7")?;
+    let mut input = client.stdin.take().context("no standard input")?;
+    let sending = thread::spawn(move || bulk::write(&mut input, bulk::amount()));
+    let mut output = client.stdout.take().context("no standard output")?;
+    bulk::check(&mut output, bulk::amount())?;
+    sending.join().ok().context("sending panicked")??;
+    ensure!(client.wait()?.success(), "the client failed");
+    Ok(())
+}
+
+/// A program that sends what it is told to a port of the guest, and tells what comes back.
+fn client(testbed: &Testbed, cid: &str, port: &str) -> Result<Child> {
+    let mut command = Command::new(&testbed.vsock_program);
+    command.args(["connect", cid, port]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.spawn().context("the client cannot be started")
 }
 
 /// Sends `data` to a port of the guest by its context id and returns what comes back.
 fn through_kernel(testbed: &Testbed, cid: &str, port: &str, data: &[u8]) -> Result<Output> {
-    let mut client = Command::new(&testbed.vsock_program)
-        .args(["connect", cid, port])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut client = client(testbed, cid, port)?;
     let mut input = client.stdin.take().context("no standard input")?;
     let data = data.to_vec();
     // Who is refused does not read.
@@ -176,9 +257,4 @@ fn line(connection: &mut UnixStream) -> Result<String> {
         line.extend(byte);
     }
     Ok(String::from_utf8(line)?)
-}
-
-/// Bytes that differ wherever they are cut.
-fn sample(len: usize) -> Vec<u8> {
-    (0..len).map(|index| u8::try_from(index * 7 % 251).unwrap_or(0)).collect()
 }

@@ -19,4 +19,5 @@ pub mod terminal;
 pub mod testbed;
 pub mod tiny_guest;
 pub mod tool;
+pub mod vsock;
 pub mod wire;

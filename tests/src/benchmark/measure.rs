@@ -1,5 +1,7 @@
 //! The measurements, made in the emulated host.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsStr;
@@ -70,6 +72,10 @@ pub fn run(plan: &Plan) -> Result<()> {
                     tool::progress(&format!("store: {error:#}"));
                     figures.notes.push(format!("store: {error:#}"));
                 }
+            }
+            Topic::Net => {
+                let _network = network::Network::set_up(&host.stage)?;
+                host.each(&mut figures, "network", Host::networks);
             }
             Topic::Profile => host.each(&mut figures, "profile", Host::profile),
         }
@@ -321,6 +327,7 @@ impl Host<'_> {
             memory: MEMORY_MIB,
             measure,
             io_thread: false,
+            link: None,
         }
     }
 

@@ -2,8 +2,8 @@
 //! for its peers, side by side in one emulated host whose clock counts instructions.
 //!
 //! `mark` is what the guest tells, `vmm` what each VMM is told, `stage` where they run, `trace` and
-//! `memory` how the host's kernel is asked, `measure` the measurements, `store` those of a guest's
-//! files, and `report` the table.
+//! `memory` how the host's kernel is asked, `traffic` what goes over a network, `measure` the
+//! measurements, `store` those of a guest's files, and `report` the table.
 
 pub mod mark;
 pub mod measure;
@@ -12,6 +12,7 @@ pub mod report;
 pub mod stage;
 pub mod store;
 pub mod trace;
+pub mod traffic;
 pub mod vmm;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,9 @@ const ALIOTH: &str = "0.12.0";
 /// What the guest needs for its disk and its console, on either transport.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console"];
 
+/// What it loads besides where a network is measured.
+const NETWORK_MODULES: [&str; 2] = ["virtio_net", "vmw_vsock_virtio_transport"];
+
 /// What can be measured.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 pub enum Topic {
@@ -54,6 +58,8 @@ pub enum Topic {
     Pairs,
     /// Lists, searches and starts of programs from a store, by who serves it.
     Store,
+    /// Bytes and round trips over taps and sockets, by instructions.
+    Net,
     /// Where the time of nixvmm's start and of the guest's kernel goes.
     Profile,
 }
@@ -113,7 +119,7 @@ impl Plan {
     /// # Errors
     /// What could not be fetched, installed or built.
     pub fn prepare(cache: &Cache, topics: Vec<Topic>, vmms: Vec<Vmm>) -> Result<Self> {
-        packages::require(&[Program::Qemu, Program::MakeExt4])?;
+        packages::require(&[Program::Qemu, Program::MakeExt4, Program::Ip])?;
         let qemu = tool::find(Program::Qemu.name()).context("QEMU was just installed")?;
         let alioth = alioth(cache)?;
         let nixvmm = match env::var_os("NIXVMM_PROGRAM") {
@@ -199,18 +205,27 @@ fn vmlinux(cache: &Cache, kernel: &Kernel, nixvmm: &Path) -> Result<PathBuf> {
 
 fn initramfs(cache: &Cache, kernel: &Kernel, guest: &Path) -> Result<PathBuf> {
     let init = fs::read(guest).with_context(|| guest.display().to_string())?;
-    let inputs = [kernel.release.as_bytes(), &init, b"2"];
+    let inputs = [kernel.release.as_bytes(), &init, b"3"];
     let folder = cache.entry("benchmark-guest", &inputs, |folder| {
         let mut archive = Archive::new();
         archive.program("init", &init);
         archive.folder("modules");
-        let mut order = String::new();
-        for module in kernel.load_order(&MODULES)? {
-            let path = format!("modules/{}.ko", module.name);
-            archive.file(&path, &module.content);
-            order += &format!("/{path}\n");
+        let mut seen = Vec::new();
+        for (list, names) in
+            [("modules/order", &MODULES[..]), ("modules/network", &NETWORK_MODULES)]
+        {
+            let mut order = String::new();
+            for module in kernel.load_order(names)? {
+                if seen.contains(&module.name) {
+                    continue;
+                }
+                let path = format!("modules/{}.ko", module.name);
+                archive.file(&path, &module.content);
+                order += &format!("/{path}\n");
+                seen.push(module.name);
+            }
+            archive.file(list, order.as_bytes());
         }
-        archive.file("modules/order", order.as_bytes());
         Ok(fs::write(folder.join("initramfs"), archive.finish())?)
     })?;
     Ok(folder.join("initramfs"))

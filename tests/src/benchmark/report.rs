@@ -20,7 +20,7 @@ enum Goal {
     Open,
 }
 
-const ROWS: [(&str, Goal); 19] = [
+const ROWS: [(&str, Goal); 31] = [
     ("exec to first guest instruction", Goal::AtMost(10.0)),
     ("bzImage, exec to user space", Goal::OfBest(0.85)),
     ("bzImage, kernel's own clock", Goal::Open),
@@ -40,6 +40,18 @@ const ROWS: [(&str, Goal); 19] = [
     ("4 KiB random write, 32 deep, per request", Goal::UnderBest(1.1)),
     ("4 KiB random read, 32 deep, in time", Goal::OverBest(1.1)),
     ("4 KiB random write, 32 deep, in time", Goal::OverBest(1.1)),
+    ("tap, guest sends", Goal::OverBest(1.3)),
+    ("tap, guest receives", Goal::OverBest(1.3)),
+    ("tap, round trips", Goal::OverBest(1.3)),
+    ("vhost-net, guest sends", Goal::OverBest(1.0)),
+    ("vhost-net, guest receives", Goal::OverBest(1.0)),
+    ("vhost-net, round trips", Goal::OverBest(1.0)),
+    ("vsock, guest sends", Goal::OverBest(1.0)),
+    ("vsock, guest receives", Goal::OverBest(1.0)),
+    ("vsock, round trips", Goal::OverBest(1.0)),
+    ("unix vsock, guest sends", Goal::Open),
+    ("unix vsock, guest receives", Goal::Open),
+    ("unix vsock, round trips", Goal::Open),
 ];
 
 /// The table.

@@ -52,7 +52,31 @@ pub struct Machine<'a> {
     pub measure: &'a str,
     /// Whether QEMU gives the disk an I/O thread: faster disk, slower start.
     pub io_thread: bool,
+    /// What connects it with the host.
+    pub link: Option<Link>,
 }
+
+/// What connects a guest with its host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Link {
+    /// A card on the tap [`TAP`], whose frames the VMM moves.
+    Tap,
+    /// The same card, and the host's kernel moves its frames.
+    TapInKernel,
+    /// Vsock through the host's kernel.
+    Vsock,
+    /// Vsock through unix sockets, [`GATE`] and a port: nixvmm only.
+    UnixVsock,
+}
+
+/// The tap of guests that have one.
+pub const TAP: &str = "nvbench";
+
+/// Where unix sockets of the host's ports are, in the root of the VMMs.
+pub const GATE: &str = "/tmp/vsock";
+
+/// The guest's context id.
+const CID: u32 = 42;
 
 impl Vmm {
     /// All of them.
@@ -121,6 +145,13 @@ fn nixvmm(machine: &Machine<'_>, transport: &str) -> Vec<String> {
     let mut words = kernel_and_initrd(machine, "--kernel", "--initrd");
     words.extend(["--disk", &disk, "--cpus", &processors, "--memory", &memory].map(str::to_owned));
     words.extend(["--transport", transport, "--on-reboot", "exit"].map(str::to_owned));
+    let link = |flag: &str, value: String| [flag.to_owned(), value];
+    words.extend(machine.link.into_iter().flat_map(|kind| match kind {
+        Link::Tap => link("--net", format!("tap={TAP},vhost=off")),
+        Link::TapInKernel => link("--net", format!("tap={TAP},vhost=on")),
+        Link::Vsock => link("--vsock", format!("cid={CID}")),
+        Link::UnixVsock => link("--vsock", format!("socket={GATE}")),
+    }));
     words
 }
 
@@ -155,7 +186,26 @@ fn qemu(machine: &Machine<'_>, kind: &str, bus: &str) -> Vec<String> {
     let console = ["-chardev", "stdio,id=console,signal=off", "-device"];
     words.extend(console.map(str::to_owned));
     words.push("virtconsole,chardev=console".to_owned());
+    words.extend(machine.link.into_iter().flat_map(|link| qemu_link(link, bus)));
     words
+}
+
+fn qemu_link(link: Link, bus: &str) -> Vec<String> {
+    let tap = |vhost: &str| {
+        let netdev =
+            format!("tap,id=net,ifname={TAP},script=no,downscript=no,queues=1,vhost={vhost}");
+        let card = format!("virtio-net-{bus},netdev=net");
+        ["-netdev".to_owned(), netdev, "-device".to_owned(), card].to_vec()
+    };
+    match link {
+        Link::Tap => tap("off"),
+        Link::TapInKernel => tap("on"),
+        Link::Vsock => {
+            vec!["-device".to_owned(), format!("vhost-vsock-{bus},guest-cid={CID}")]
+        }
+        // It has no such device.
+        Link::UnixVsock => Vec::new(),
+    }
 }
 
 fn kernel_and_initrd(machine: &Machine<'_>, kernel: &str, initrd: &str) -> Vec<String> {

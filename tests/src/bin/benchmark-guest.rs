@@ -1,12 +1,16 @@
 //! The first and only program of the guest that is measured. It tells how far it got by hypercalls,
 //! which the host's tracing of KVM sees and no VMM has a part in; nothing of a measurement goes
 //! through a device that is being measured.
-#![expect(unsafe_code, reason = "a hypercall is an instruction, and io_uring takes raw buffers")]
+#![expect(
+    unsafe_code,
+    reason = "hypercalls are instructions, io_uring takes raw buffers, requests of cards are ioctls"
+)]
 
 use std::arch::asm;
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
@@ -18,6 +22,8 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, init_module, reboot};
 use rustix::time::{ClockId, clock_gettime};
 use tests::benchmark::mark::{MARK, Stage};
+use tests::benchmark::traffic;
+use tests::vsock;
 
 const DISK: &str = "/dev/vda";
 const BLOCK: u32 = 4096;
@@ -28,6 +34,13 @@ const DEPTH: u32 = 32;
 /// Requests before a load is measured, and while it is.
 const WARM_UP: u32 = 1024;
 const REQUESTS: u32 = 16_384;
+
+/// Bytes that go over a network in each direction, and round trips.
+const BULK: u64 = 32 << 20;
+const ROUND_TRIPS: u64 = 2000;
+
+/// The first network card.
+const CARD: &str = "eth0";
 
 #[derive(Clone, Copy)]
 #[repr(C, align(4096))]
@@ -45,7 +58,7 @@ fn main() {
 
 fn run() -> io::Result<()> {
     mount("dev", "/dev", "devtmpfs", MountFlags::empty(), None)?;
-    load_modules()?;
+    load_modules("/modules/order")?;
     let disk = OpenOptions::new().read(true).custom_flags(direct()).open(DISK)?;
     let mut first = Box::new(Buffer([0; BLOCK as usize]));
     disk.read_exact_at(&mut first.0, 0)?;
@@ -55,13 +68,24 @@ fn run() -> io::Result<()> {
     match env::var("measure").as_deref() {
         Ok("idle") => idle(),
         Ok("block") => block(),
+        Ok("tap") => {
+            load_modules("/modules/network")?;
+            card()?;
+            let stream = TcpStream::connect((traffic::HOST, traffic::PORT))?;
+            stream.set_nodelay(true)?;
+            traffic_over(&stream)
+        }
+        Ok("vsock") => {
+            load_modules("/modules/network")?;
+            traffic_over(&vsock::connect(vsock::HOST, traffic::PORT.into())?)
+        }
         Ok("log") => log(),
         _ => Ok(()),
     }
 }
 
-fn load_modules() -> io::Result<()> {
-    for line in fs::read_to_string("/modules/order")?.lines() {
+fn load_modules(list: &str) -> io::Result<()> {
+    for line in fs::read_to_string(list)?.lines() {
         let module = fs::read(line.trim())?;
         init_module(&module, c"")?;
     }
@@ -162,6 +186,61 @@ fn submit(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
     // SAFETY: the buffer of an entry lives until its completion was seen, and no slot is used twice
     // at once.
     unsafe { ring.submission().push(entry) }.map_err(io::Error::other)
+}
+
+/// Bytes both ways, and round trips, each after some that are not measured.
+fn traffic_over<S>(stream: &S) -> io::Result<()>
+where
+    for<'a> &'a S: Read + Write,
+{
+    let measured = |kind: u64, count: u64, times: u64, sent, received| {
+        traffic::exchange(stream, sent / 8, received / 8 + 1)?;
+        let start = Instant::now();
+        for _ in 0..times {
+            traffic::exchange(stream, sent, received)?;
+        }
+        let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        mark(Stage::Load, kind << 32 | count, elapsed);
+        io::Result::Ok(())
+    };
+    measured(1, BULK / 1024, 1, BULK, 1)?;
+    measured(2, BULK / 1024, 1, 0, BULK)?;
+    measured(3, ROUND_TRIPS, ROUND_TRIPS, 1, 1)
+}
+
+/// Gives the first card its address and waits for its link.
+fn card() -> io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let address = |address: Ipv4Addr| libc::sockaddr_in {
+        sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default(),
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
+        sin_zero: [0; 8],
+    };
+    let flags = libc::IFF_UP | libc::IFF_RUNNING;
+    let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    let mask = Ipv4Addr::new(255, 255, 255, 0);
+    request(&socket, libc::SIOCSIFADDR, &address(traffic::GUEST))?;
+    request(&socket, libc::SIOCSIFNETMASK, &address(mask))?;
+    request(&socket, libc::SIOCSIFFLAGS, &flags)
+}
+
+/// Changes the first card: `value` is what the request takes behind the interface's name.
+fn request<T: Copy>(socket: &UdpSocket, request: libc::c_ulong, value: &T) -> io::Result<()> {
+    #[repr(C)]
+    struct InterfaceRequest<T> {
+        name: [u8; libc::IFNAMSIZ],
+        value: T,
+        rest: [u8; 32],
+    }
+    let mut name = [0; libc::IFNAMSIZ];
+    name[..CARD.len()].copy_from_slice(CARD.as_bytes());
+    let change = InterfaceRequest { name, value: *value, rest: [0; 32] };
+    // SAFETY: it is at least as long as the kernel's structure and begins like it.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), request as _, &raw const change) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Tells the host's tracing that `stage` is reached. KVM refuses hypercalls of user space, but not

@@ -52,6 +52,7 @@ fn main() -> Result<ExitCode> {
         Topic::Exits,
         Topic::Memory,
         Topic::Block,
+        Topic::Net,
         Topic::Pairs,
         Topic::Store,
         Topic::Profile,

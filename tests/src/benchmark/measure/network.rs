@@ -1,0 +1,121 @@
+//! How fast are taps and sockets? The guest's end asks a server in the host for bytes both ways and
+//! for round trips, over each kind of link, and tells how long it took by its own clock.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Host, MARKS, Machine, Reached, Stage};
+use crate::benchmark::Figures;
+use crate::benchmark::trace;
+use crate::benchmark::traffic::{self, HOST, PORT};
+use crate::benchmark::vmm::{GATE, Link, TAP, Vmm};
+use crate::tool;
+use crate::vsock;
+
+/// The links that are measured, and what tables and guests call them.
+const LINKS: [(Link, &str, &str); 4] = [
+    (Link::Tap, "tap", "tap"),
+    (Link::TapInKernel, "vhost-net", "tap"),
+    (Link::Vsock, "vsock", "vsock"),
+    (Link::UnixVsock, "unix vsock", "vsock"),
+];
+
+/// The host's end of every link; dropping it takes the tap away.
+pub(super) struct Network;
+
+impl Network {
+    /// Makes the tap, and a server at the host's end of each link.
+    pub(super) fn set_up(stage: &Stage) -> Result<Self> {
+        let _ = ip(&["link", "delete", TAP]);
+        ip(&["tuntap", "add", TAP, "mode", "tap"])?;
+        let network = Self;
+        ip(&["address", "add", &format!("{HOST}/24"), "dev", TAP])?;
+        ip(&["link", "set", TAP, "up"])?;
+        // Nothing but what is measured shall go over it.
+        fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1")?;
+
+        let tcp = TcpListener::bind((HOST, PORT)).context("the tap has no address")?;
+        serve_all(move || {
+            let (stream, _) = tcp.accept()?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        });
+        let vsock = vsock::Listener::bind(PORT.into()).context("the host has no vsock")?;
+        serve_all(move || vsock.accept());
+        let path = stage.path(Path::new(&format!("{GATE}_{PORT}")))?;
+        let _ = fs::remove_file(&path);
+        let unix = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
+        serve_all(move || Ok(unix.accept()?.0));
+        Ok(network)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = ip(&["link", "delete", TAP]);
+    }
+}
+
+/// Serves one connection after the other for as long as this process lives.
+fn serve_all<S: Read + Write>(mut accept: impl FnMut() -> std::io::Result<S> + Send + 'static) {
+    thread::spawn(move || {
+        while let Ok(stream) = accept() {
+            // A guest that is ended leaves its connection.
+            let _ = traffic::serve(stream);
+        }
+    });
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    tool::run("ip", arguments.iter().map(Path::new)).map(drop)
+}
+
+impl Host<'_> {
+    /// Every link, beside one QEMU: its machines do not differ in their cards.
+    pub(super) fn networks(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
+        for (link, name, kind) in LINKS {
+            let is_measured = match vmm {
+                Vmm::Nixvmm => true,
+                Vmm::QemuQ35 => link != Link::UnixVsock,
+                _ => false,
+            };
+            if is_measured {
+                self.network(vmm, link, name, kind, figures).with_context(|| name.to_owned())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn network(
+        &self,
+        vmm: Vmm,
+        link: Link,
+        name: &str,
+        kind: &str,
+        figures: &mut Figures,
+    ) -> Result<()> {
+        let machine = Machine { link: Some(link), ..self.bzimage(kind) };
+        let run = self.run(vmm, &machine, &[MARKS])?;
+        let marks = run.events.iter().filter_map(trace::mark);
+        let mut rows = 0;
+        for mark in marks.filter(|mark| mark.stage == Reached::Load as u64) {
+            let count = (mark.first & 0xffff_ffff) as f64;
+            let seconds = mark.second as f64 / 1e9;
+            let (what, unit, value) = match mark.first >> 32 {
+                1 => ("guest sends", "MiB/s", count / 1024.0 / seconds),
+                2 => ("guest receives", "MiB/s", count / 1024.0 / seconds),
+                _ => ("round trips", "1/s", count / seconds),
+            };
+            figures.add(&format!("{name}, {what}"), vmm, unit, vec![value]);
+            rows += 1;
+        }
+        ensure!(rows == 3, "{rows} of 3 loads came to an end");
+        Ok(())
+    }
+}

@@ -19,10 +19,28 @@ while [ ! -c "/dev/$terminal" ] && [ $tries -lt 50 ]; do
     tries=$((tries + 1))
 done
 
-# The power button, for a guest that has one and does not ignore it: an event of it is 24 bytes.
+# A disk that says it is the state has a script for the beginning, and one for an end by power button.
+state=
+for disk in /sys/block/vd*; do
+    [ "$(cat "$disk/serial" 2> /dev/null)" = state ] && state=/dev/${disk##*/}
+done
+[ -z "$state" ] || mount -t ext4 "$state" /mnt
+
+power_off() {
+    [ -z "$state" ] || (cd /mnt && sh ./stop)
+    sync
+    [ -z "$state" ] || umount /mnt
+    poweroff -f
+}
+
+# The power button, for a guest that has one and does not ignore it: an event of it is 24 bytes, and is
+# not missed from here on.
 if ! grep -q power-button=ignored /proc/cmdline && [ -c /dev/input/event0 ]; then
-    (dd if=/dev/input/event0 of=/dev/null bs=24 count=1 2> /dev/null && sync && poweroff -f) &
+    exec 3< /dev/input/event0
+    (dd bs=24 count=1 <&3 > /dev/null 2>&1 && power_off) &
+    exec 3<&-
 fi
+[ -z "$state" ] || (cd /mnt && exec sh ./start > "/dev/$terminal" 2>&1) &
 while :; do
     setsid sh /bin/agent "$terminal"
     sleep 1

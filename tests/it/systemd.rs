@@ -1,13 +1,16 @@
 //! Do the units run guests? A real systemd starts them with a runner that is made here, and
 //! `nixvmm vm` drives them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use tests::guest::PATIENCE;
 use tests::systemd_host::SystemdHost;
 use tests::testbed::Testbed;
+use tests::tool;
 
 use crate::GuestTest;
 
@@ -28,19 +31,43 @@ while [ "$1" != --out-link ]; do shift; done
 ln -s -f -n "$(cat /opt/built)" "$2"
 "#;
 
+const VOLUME_SIZE: u64 = 32 << 20;
+
+/// What a guest does when it has started. Where the host wants to hear of it, it says what a later
+/// systemd than bookworm's would say.
+const START: &str = r#"
+echo "started $version" | tee -a witness
+sync
+port=$(tr -c '\040-\176' '\n' < /sys/firmware/dmi/tables/DMI |
+    sed -n 's/^io.systemd.credential:vmm.notify_socket=vsock-stream:2://p')
+said="STATUS=Version $version is up.\nREADY=1\n"
+[ -z "$emergency" ] || said='STATUS=A disk is lost.\nX_SYSTEMD_UNIT_ACTIVE=emergency.target\n'
+[ -z "$port" ] || printf "$said" | ./vsock connect 2 "$port"
+"#;
+
+const STOP: &str = "echo stopped >> witness\n";
+
 fn update(testbed: &Testbed) -> Result<()> {
     let host = SystemdHost::start(testbed)?;
-    host.install(&UNITS)?;
+    install(&host, &UNITS)?;
     host.write_program("/opt/bin/nix", NIX)?;
     for version in [1, 2] {
-        runner(&host, "a", version, &json!({}))?;
-        runner(&host, "b", version, &json!({ "vsock": { "socket": "b.gate" } }))?;
+        runner(&host, "a", version, &json!({ "ready": "booted", "vsock": {} }))?;
+        runner(
+            &host,
+            "b",
+            version,
+            &json!({ "ready": "booted", "vsock": { "socket": "b.gate" } }),
+        )?;
         runner(&host, "c", version, &json!({ "vsock": { "socket": "c.gate" } }))?;
     }
     builds(&host, "a", 1)?;
     vm(&host, &["create", "a", "--flake", "/etc/guests"])?;
     vm(&host, &["create", "b", "--runner", "/opt/b-1"])?;
     adopt(&host, "c")?;
+    for name in ["a", "b", "c"] {
+        add_volume(testbed, &host, name)?;
+    }
 
     let done = start_together(&host)
         .and_then(|()| change_one(&host))
@@ -61,13 +88,28 @@ fn adopt(host: &SystemdHost, name: &str) -> Result<()> {
         .map(drop)
 }
 
-/// All come up, each as its own user, and are ready when they run.
+/// All come up at the same time, each as its own user; one is ready when it runs, the others when
+/// their guests say so.
 fn start_together(host: &SystemdHost) -> Result<()> {
     host.run(&["systemctl", "enable", "nixvmm@a", "nixvmm@b", "nixvmm@c"])?;
     host.run(&["systemctl", "start", "nixvmm.target"])?;
-    for name in ["a", "b", "c"] {
+    let moment = |name: &str, property: &str| -> Result<u64> {
+        let unit = format!("nixvmm@{name}");
+        let text = host.run(&["systemctl", "show", "--value", "--property", property, &unit])?;
+        text.trim().parse().with_context(|| format!("{property} of {name}: {text}"))
+    };
+    for name in ["a", "b"] {
+        let ready = moment(name, "ActiveEnterTimestampMonotonic")?;
+        for other in ["a", "b", "c"] {
+            let begun = moment(other, "InactiveExitTimestampMonotonic")?;
+            ensure!(begun < ready, "{other} was started after {name} was ready");
+        }
+    }
+    for (name, says) in
+        [("a", "Version 1 is up."), ("b", "Version 1 is up."), ("c", "The guest runs.")]
+    {
         let guest = guest(host, name)?;
-        ensure!(guest["state"] == "running" && guest["status"] == "The guest runs.", "{guest}");
+        ensure!(guest["state"] == "running" && guest["status"] == says, "{guest}");
         ensure!(guest["booted"] == format!("/opt/{name}-1"), "{guest}");
         let process = guest["processId"].to_string();
         let user = host.run(&["stat", "--format=%U", &format!("/proc/{process}")])?;
@@ -89,10 +131,12 @@ fn change_one(host: &SystemdHost) -> Result<()> {
     vm(host, &["restart", "a"])?;
     let restarted = guest(host, "a")?;
     ensure!(restarted["booted"] == "/opt/a-2", "{restarted}");
+    ensure!(restarted["status"] == "Version 2 is up.", "{restarted}");
 
     vm(host, &["rollback", "a", "--restart"])?;
     let back = guest(host, "a")?;
     ensure!(back["booted"] == "/opt/a-1" && back["needsRestart"] == false, "{back}");
+    ensure!(back["status"] == "Version 1 is up.", "{back}");
     ensure!(others == [process(host, "b")?, process(host, "c")?], "another guest was restarted");
     Ok(())
 }
@@ -112,19 +156,29 @@ fn crash(host: &SystemdHost) -> Result<()> {
         Ok(is_up.then_some(guest))
     })?;
     ensure!(restarted["booted"] == "/opt/b-1", "{restarted}");
+    ensure!(restarted["status"] == "Version 1 is up.", "{restarted}");
     Ok(())
 }
 
-/// Who is stopped leaves no trace of having run; who is removed is stopped.
+/// A stop lets the guests write what they have; so does a removal, which leaves that.
 fn end(host: &SystemdHost) -> Result<()> {
+    let console = host.path("/var/lib/microvms/c/console");
+    host.wait_for("word of c", || {
+        Ok(fs::read_to_string(&console)?.contains("started 1").then_some(()))
+    })?;
     vm(host, &["stop", "b", "c"])?;
     for name in ["b", "c"] {
         let guest = guest(host, name)?;
-        ensure!(guest["state"] != "running" && guest["booted"].is_null(), "{guest}");
+        ensure!(guest["state"] == "stopped" && guest["booted"].is_null(), "{guest}");
     }
+    ensure!(witness(host, "b")? == "started 1\nstarted 1\nstopped\n", "{}", witness(host, "b")?);
+    ensure!(witness(host, "c")? == "started 1\nstopped\n", "{}", witness(host, "c")?);
+
     vm(host, &["destroy", "a"])?;
+    let expected = "started 1\nstopped\nstarted 2\nstopped\nstarted 1\nstopped\n";
+    ensure!(witness(host, "a")? == expected, "{}", witness(host, "a")?);
     let unit = host.attempt(&["systemctl", "is-active", "nixvmm@a"])?;
-    ensure!(!unit.status.success(), "the unit of a removed guest is {unit:?}");
+    ensure!(unit.stdout == b"inactive\n", "the unit of a removed guest is {unit:?}");
     let enabled = host.run(&["ls", "/etc/systemd/system/nixvmm.target.wants"])?;
     ensure!(!enabled.contains("nixvmm@a"), "a removed guest starts with the host: {enabled}");
     vm(host, &["destroy", "a", "--remove-state"])?;
@@ -134,9 +188,10 @@ fn end(host: &SystemdHost) -> Result<()> {
 
 fn helpers(testbed: &Testbed) -> Result<()> {
     let host = SystemdHost::start(testbed)?;
-    host.install(&UNITS)?;
-    host.install(&["nixvmm-tap@.service"])?;
-    let done = failures(&host).and_then(|()| tap(&host));
+    install(&host, &UNITS)?;
+    install(&host, &["nixvmm-tap@.service"])?;
+    let done =
+        failures(&host).and_then(|()| emergency(testbed, &host)).and_then(|()| tap(testbed, &host));
     done.map_err(|error| host.explain(error))
 }
 
@@ -144,7 +199,12 @@ fn helpers(testbed: &Testbed) -> Result<()> {
 fn failures(host: &SystemdHost) -> Result<()> {
     for (name, more, reason, line) in [
         ("lost", json!({ "kernel": "/srv/lost" }), "its configuration is wrong", "/srv/lost: No"),
-        ("odd", json!({ "kernel": "/srv/initrd" }), "did not come up", "/srv/initrd: is neither"),
+        (
+            "odd",
+            json!({ "kernel": "/srv/initrd", "disks": [] }),
+            "did not come up",
+            "/srv/initrd: is neither",
+        ),
     ] {
         runner(host, name, 1, &more)?;
         vm(host, &["create", name, "--runner", &format!("/opt/{name}-1")])?;
@@ -173,21 +233,41 @@ fn failures(host: &SystemdHost) -> Result<()> {
     Ok(())
 }
 
+/// A guest that does not come up in a way that it can tell.
+fn emergency(testbed: &Testbed, host: &SystemdHost) -> Result<()> {
+    let more = json!({
+        "ready": "booted",
+        "vsock": {},
+        "cmdline": "console=hvc0 loglevel=4 version=1 emergency=yes",
+        // The next attempt may not have a power button yet when it is stopped.
+        "shutdown-timeout": 5,
+    });
+    runner(host, "ill", 1, &more)?;
+    vm(host, &["create", "ill", "--runner", "/opt/ill-1"])?;
+    add_volume(testbed, host, "ill")?;
+    let said = fails_to_start(host, "ill")?;
+    ensure!(said.contains("the guest came up in emergency mode: A disk is lost."), "{said}");
+    vm(host, &["stop", "ill"]).map(drop)
+}
+
 /// The interface is there before the guest, is its user's, and goes with it.
-fn tap(host: &SystemdHost) -> Result<()> {
-    let more = json!({ "nets": [{ "tap": "vm-net" }] });
+fn tap(testbed: &Testbed, host: &SystemdHost) -> Result<()> {
+    let more = json!({ "ready": "booted", "vsock": {}, "nets": [{ "tap": "vm-net" }] });
     runner(host, "net", 1, &more)?;
     let up = "ip tuntap add vm-net mode tap user vm-net vnet_hdr multi_queue\n\
               ip link set vm-net up\n";
     host.write_program("/opt/net-1/bin/tap-up", up)?;
     host.write_program("/opt/net-1/bin/tap-down", "ip link delete vm-net\n")?;
     vm(host, &["create", "net", "--runner", "/opt/net-1"])?;
+    add_volume(testbed, host, "net")?;
     vm(host, &["start", "net"])?;
     let link = host.run(&["ip", "-details", "link", "show", "vm-net"])?;
     ensure!(link.contains("user vm-net") && link.contains("LOWER_UP"), "{link}");
     vm(host, &["stop", "net"])?;
     let link = host.attempt(&["ip", "link", "show", "vm-net"])?;
     ensure!(!link.status.success(), "the interface is still there: {link:?}");
+    let witness = witness(host, "net")?;
+    ensure!(witness == "started 1\nstopped\n", "{witness}");
     Ok(())
 }
 
@@ -197,6 +277,14 @@ fn fails_to_start(host: &SystemdHost, name: &str) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success(), "{name} was started: {said}");
     Ok(said)
+}
+
+/// Installs units as they are, but that guests on emulated processors may take longer.
+fn install(host: &SystemdHost, units: &[&str]) -> Result<()> {
+    let patient = host.path("/etc/systemd/system/nixvmm@.service.d/emulated.conf");
+    fs::create_dir_all(patient.parent().context("a file is in a folder")?)?;
+    fs::write(patient, "[Service]\nTimeoutStartSec=10min\nTimeoutStopSec=10min\n")?;
+    host.install(units)
 }
 
 /// Makes `/opt/NAME-VERSION`, which runs the tiny guest with `more` in its machine.
@@ -211,7 +299,8 @@ fn runner(host: &SystemdHost, name: &str, version: u32, more: &Value) -> Result<
         "memory": { "size": "128M" },
         "control": format!("{name}.sock"),
         "console": { "kind": "file", "path": "console" },
-        "shutdown-timeout": 3,
+        "shutdown-timeout": PATIENCE.as_secs(),
+        "disks": [{ "path": "state.img", "serial": "state" }],
     });
     let fields = machine.as_object_mut().context("a machine is an object")?;
     fields.extend(more.as_object().cloned().unwrap_or_default());
@@ -222,6 +311,30 @@ fn runner(host: &SystemdHost, name: &str, version: u32, more: &Value) -> Result<
     let control = format!("{NIXVMM} ctl {name}.sock");
     let shutdown = format!("{control} power-off && {control} events > /dev/null 2>&1\n");
     host.write_program(&format!("{folder}/bin/microvm-shutdown"), &shutdown)
+}
+
+/// Gives a guest's folder the volume that its runner expects.
+fn add_volume(testbed: &Testbed, host: &SystemdHost, name: &str) -> Result<()> {
+    let content = tempfile::tempdir()?;
+    fs::write(content.path().join("start"), START)?;
+    fs::write(content.path().join("stop"), STOP)?;
+    fs::copy(&testbed.vsock_program, content.path().join("vsock"))?;
+    let volume = volume(host, name);
+    File::create(&volume)?.set_len(VOLUME_SIZE)?;
+    let options = ["-q", "-F", "-t", "ext4", "-d"].map(Path::new);
+    tool::run("mke2fs", options.into_iter().chain([content.path(), &volume])).map(drop)
+}
+
+/// What a guest that has ended wrote down, on a file system without a fault.
+fn witness(host: &SystemdHost, name: &str) -> Result<String> {
+    let volume = volume(host, name);
+    tool::run("e2fsck", [Path::new("-f"), Path::new("-n"), &volume])?;
+    let words = [Path::new("-R"), Path::new("cat /witness"), &volume];
+    Ok(String::from_utf8(tool::run("debugfs", words)?)?)
+}
+
+fn volume(host: &SystemdHost, name: &str) -> std::path::PathBuf {
+    host.path(&format!("/var/lib/microvms/{name}/state.img"))
 }
 
 /// Lets the stand-in for nix build a version of a guest from now on.

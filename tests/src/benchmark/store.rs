@@ -53,7 +53,7 @@ struct Taken {
     milliseconds: [f64; 2],
 }
 
-/// Milliseconds from exec until a server answers for a closure of [`PATHS`] paths, on this machine.
+/// Milliseconds from exec until a server answers for a closure of `PATHS` paths, on this machine.
 ///
 /// # Errors
 /// When the server does not start.

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use devices::store::closure::Closure;
-use devices::store::requests::Store;
 use devices::store::server::Server;
+use devices::store::tree::Store;
 
 use crate::sandbox::StoreSandbox;
 use crate::thread;

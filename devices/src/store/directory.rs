@@ -7,10 +7,9 @@ use rustix::fs::{RawDir, SeekFrom};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
-use super::files::{Purpose, attributes, status};
-use super::reply::Reply;
-use super::requests::{Requests, Store, put_bytes};
-use super::wire::{DIRECTORY_ALIGNMENT, DirectoryEntry, Entry, ROOT_ID, ReadRequest, ReplyHeader};
+use super::files::{OpenFiles, Purpose, attributes, status};
+use super::tree::Store;
+use super::wire::{DIRECTORY_ALIGNMENT, DirectoryEntry, Entry, ROOT_ID, ReadRequest};
 
 /// Bytes of names in one reply; more saves a guest nothing.
 const PAGE_MAX: usize = 1 << 17;
@@ -27,25 +26,27 @@ pub(super) struct Listing {
     host: Vec<MaybeUninit<u8>>,
 }
 
-impl Requests {
-    /// Lists the names of a directory from an offset on, with their attributes if wanted.
+impl Listing {
+    /// Lists the names of the directory `node` from an offset on, with their attributes if wanted,
+    /// as far as there is `room` for them in the reply.
     pub(super) fn list(
         &mut self,
+        store: &Store,
+        files: &mut OpenFiles,
         node: u64,
         request: ReadRequest,
         with_attributes: bool,
-        reply: &mut impl Reply,
-    ) -> Result<usize, Errno> {
-        let place = self.store.nodes().place(node)?;
-        let room = reply.room() - size_of::<ReplyHeader>();
+        room: usize,
+    ) -> Result<&[u8], Errno> {
+        let place = store.nodes().place(node)?;
         let wanted = usize::try_from(request.bytes).unwrap_or(usize::MAX);
-        let folder = self.files.open(self.store.root.as_fd(), &place, Purpose::Read)?;
-        self.listing.page.clear();
+        let folder = files.open(store.root.as_fd(), &place, Purpose::Read)?;
+        self.page.clear();
         let mut page = Page {
-            store: &self.store,
+            store,
             parent: node,
             folder: folder.as_fd(),
-            bytes: &mut self.listing.page,
+            bytes: &mut self.page,
             room: room.min(wanted).min(PAGE_MAX),
             with_attributes,
             is_full: false,
@@ -56,16 +57,12 @@ impl Requests {
             rustix::fs::seek(&*folder, SeekFrom::Start(request.offset))?;
             let asked = page.room / if with_attributes { 4 } else { 1 };
             let asked = asked.clamp(HOST_MIN, HOST_MAX);
-            self.listing.host.resize(HOST_MAX, MaybeUninit::uninit());
-            let host = self.listing.host.get_mut(..asked).unwrap_or_default();
+            self.host.resize(HOST_MAX, MaybeUninit::uninit());
+            let host = self.host.get_mut(..asked).unwrap_or_default();
             page.list_host(RawDir::new(folder.as_fd(), host))?;
         }
-        let (is_full, is_empty) = (page.is_full, page.bytes.is_empty());
-        if is_full && is_empty {
-            // Nothing at all would say that the directory ends here.
-            return Err(Errno::INVAL);
-        }
-        put_bytes(reply, &self.listing.page).map(Option::unwrap_or_default)
+        // Nothing at all would say that the directory ends here.
+        if page.is_full && page.bytes.is_empty() { Err(Errno::INVAL) } else { Ok(&self.page) }
     }
 }
 

@@ -1,23 +1,20 @@
 //! From a request to its reply.
 
 use std::ffi::CStr;
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{FileType, SeekFrom, Statx};
+use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::closure::{Closure, ClosureError, NAME_MAX, is_name};
+use super::closure::{NAME_MAX, is_name};
 use super::directory::Listing;
-use super::files::{ITSELF, OpenFiles, Purpose, attributes, check, identify, status};
-use super::nodes::{Identity, Nodes, Place};
+use super::files::{ITSELF, OpenFiles, Purpose, attributes, check, status};
+use super::nodes::Place;
 use super::reply::{Nowhere, Reply};
+use super::tree::{FOREVER, Store};
 use super::wire::*;
 
 /// Bytes of a request that are looked at: a name and what is in front of it, or references that are
@@ -31,136 +28,17 @@ pub(super) const READ_MAX: usize = PAGES_MAX as usize * 4096;
 /// Requests that the guest has on their way before it lets its programs wait.
 const BACKGROUND_MAX: u16 = 128;
 
-/// In seconds: 136 years, which no kernel's clock overflows by.
-pub(super) const FOREVER: u64 = 1 << 32;
-
 /// How long the root's attributes are good, in seconds: names may be added to it.
 const ROOT_VALID: u64 = 1;
 
 /// The kernel's bound on an attribute and on a list of their names.
 const XATTR_MAX: usize = 1 << 16;
 
-/// A tree that guests may read.
-#[derive(Debug)]
-pub struct Store {
-    pub(super) root: OwnedFd,
-    pub(super) identity: Identity,
-    closure: Option<Mutex<Closure>>,
-    nodes: Mutex<Nodes>,
-    /// What the session is agreed on; none before it has begun.
-    features: AtomicU64,
-    /// When the closure was last extended, in seconds.
-    extended: AtomicU64,
-}
-
-/// No session has begun.
-const NO_SESSION: u64 = u64::MAX;
-
-impl Store {
-    /// Opens the folder `path`, of which guests see the names of `closure`, or all.
-    ///
-    /// # Errors
-    ///
-    /// It is no folder that can be read.
-    pub fn open(path: &Path, closure: Option<Closure>) -> io::Result<Self> {
-        let root = OwnedFd::from(fs::File::open(path)?);
-        let identity = identify(&status(root.as_fd(), ITSELF)?);
-        if FileType::from_raw_mode(identity.kind) != FileType::Directory {
-            return Err(Errno::NOTDIR.into());
-        }
-        Ok(Self {
-            root,
-            identity,
-            closure: closure.map(Mutex::new),
-            nodes: Mutex::new(Nodes::new(identity)),
-            features: AtomicU64::new(NO_SESSION),
-            extended: AtomicU64::new(0),
-        })
-    }
-
-    /// Shows guests more names; those who have seen the root see them when they look again.
-    /// `list` is as for [`Closure::parse`]. A tree that is shown whole has them already.
-    ///
-    /// # Errors
-    ///
-    /// The list is none of paths below `store`.
-    pub fn extend(&self, list: &[u8], store: &Path) -> Result<(), ClosureError> {
-        let Some(closure) = &self.closure else { return Ok(()) };
-        lock(closure).extend(list, store)?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.extended.fetch_max(now.as_secs(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// How many names of the closure are not in the tree, and the first of them.
-    #[must_use]
-    pub fn missing(&self) -> Option<(usize, Vec<u8>)> {
-        let closure = self.closure()?;
-        let is_missing =
-            |name: &&[u8]| matches!(status(self.root.as_fd(), *name), Err(Errno::NOENT));
-        let mut missing = closure.names().filter(is_missing);
-        let first = missing.next()?.to_vec();
-        Some((missing.count() + 1, first))
-    }
-
-    /// Forgets what a guest was told: its device was reset.
-    pub(super) fn end_session(&self) {
-        self.features.store(NO_SESSION, Ordering::Relaxed);
-        self.nodes().clear();
-    }
-
-    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        lock(&self.nodes)
-    }
-
-    /// The names below the root, where not all are shown.
-    pub(super) fn closure(&self) -> Option<MutexGuard<'_, Closure>> {
-        self.closure.as_ref().map(lock)
-    }
-
-    /// Tells the guest of `name` in `folder`, which is the node `parent`.
-    pub(super) fn tell(
-        &self,
-        parent: u64,
-        folder: BorrowedFd<'_>,
-        name: &[u8],
-    ) -> Result<Entry, Errno> {
-        let status = status(folder, name)?;
-        let node = self.nodes().refer(parent, name, identify(&status))?;
-        Ok(Entry {
-            node,
-            name_valid: FOREVER,
-            attributes_valid: FOREVER,
-            attributes: attributes(&status, self.identity),
-            ..Entry::default()
-        })
-    }
-
-    fn has(&self, features: Features) -> bool {
-        let agreed = self.features.load(Ordering::Relaxed);
-        Features::from_bits_truncate(agreed).contains(features)
-    }
-
-    /// What is told of the root: nothing of names that are not shown.
-    fn root_attributes(&self, status: &Statx) -> Attributes {
-        let mut root = attributes(status, self.identity);
-        if self.closure.is_some() {
-            (root.links, root.bytes, root.blocks) = (1, 0, 0);
-            root.modified = root.modified.max(self.extended.load(Ordering::Relaxed));
-        }
-        root
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Answers requests, one after the other: each thread has its own.
 pub struct Requests {
     pub(super) store: Arc<Store>,
-    pub(super) files: OpenFiles,
-    pub(super) listing: Listing,
+    files: OpenFiles,
+    listing: Listing,
     buffer: Vec<u8>,
 }
 
@@ -215,7 +93,7 @@ impl Requests {
     ) -> Answer {
         let node = header.node;
         let opcode = Opcode::from(header.opcode);
-        let has_begun = self.store.features.load(Ordering::Relaxed) != NO_SESSION;
+        let has_begun = self.store.is_in_session();
         if !has_begun && opcode != Opcode::Init {
             return Err(Errno::IO);
         }
@@ -229,8 +107,8 @@ impl Requests {
             Opcode::Open => self.open(node, Features::NO_OPEN_SUPPORT, body, reply),
             Opcode::Opendir => self.open(node, Features::NO_OPENDIR_SUPPORT, body, reply),
             Opcode::Read => self.read(node, parse(body)?, reply),
-            Opcode::Readdir => self.list(node, parse(body)?, false, reply).map(Some),
-            Opcode::Readdirplus => self.list(node, parse(body)?, true, reply).map(Some),
+            Opcode::Readdir => self.list(node, parse(body)?, false, reply),
+            Opcode::Readdirplus => self.list(node, parse(body)?, true, reply),
             Opcode::Lseek => self.seek(node, parse(body)?, reply),
             Opcode::Getxattr => self.attribute(node, body, reply),
             Opcode::Listxattr => self.attribute_names(node, parse(body)?, reply),
@@ -258,7 +136,7 @@ impl Requests {
         }
         let features = Features::from_bits_truncate(offered);
         self.store.end_session();
-        self.store.features.store(features.bits(), Ordering::Relaxed);
+        self.store.begin_session(features);
         put(
             reply,
             &InitReply {
@@ -423,6 +301,18 @@ impl Requests {
         let place: Place = self.store.nodes().place(node)?;
         self.files.open(self.store.root.as_fd(), &place, Purpose::Read)
     }
+
+    fn list(
+        &mut self,
+        node: u64,
+        request: ReadRequest,
+        with_attributes: bool,
+        reply: &mut impl Reply,
+    ) -> Answer {
+        let Self { store, files, listing, .. } = self;
+        let room = reply.room() - size_of::<ReplyHeader>();
+        put_bytes(reply, listing.list(store, files, node, request, with_attributes, room)?)
+    }
 }
 
 fn parse<T: FromBytes>(body: &[u8]) -> Result<T, Errno> {
@@ -443,7 +333,7 @@ fn put(reply: &mut impl Reply, value: &(impl IntoBytes + Immutable)) -> Answer {
     put_bytes(reply, value.as_bytes())
 }
 
-pub(super) fn put_bytes(reply: &mut impl Reply, bytes: &[u8]) -> Answer {
+fn put_bytes(reply: &mut impl Reply, bytes: &[u8]) -> Answer {
     let start = size_of::<ReplyHeader>();
     if bytes.len() > reply.room() - start {
         return Err(Errno::INVAL);

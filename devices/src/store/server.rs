@@ -18,7 +18,8 @@ use vmm_sys_util::event::{
 };
 
 use super::reply::GuestReply;
-use super::requests::{REQUEST_MAX, Requests, Store};
+use super::requests::{REQUEST_MAX, Requests};
+use super::tree::Store;
 use crate::warn_limited;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;

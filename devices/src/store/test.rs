@@ -14,7 +14,8 @@ use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::closure::Closure;
 use super::reply::Reply;
-use super::requests::{FOREVER, REQUEST_MAX, Requests, Store};
+use super::requests::{REQUEST_MAX, Requests};
+use super::tree::{FOREVER, Store};
 use super::wire::*;
 
 mod served;

@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 use arbitrary::Arbitrary;
 use devices::store::closure::Closure;
 use devices::store::reply::Reply;
-use devices::store::requests::{Requests, Store};
+use devices::store::requests::Requests;
+use devices::store::tree::Store;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]

@@ -11,7 +11,7 @@ use arbitrary::Arbitrary;
 use devices::event::LoopHandle;
 use devices::host::vhost::user::UserVhost;
 use devices::store::closure::Closure;
-use devices::store::requests::Store;
+use devices::store::tree::Store;
 use devices::store::server::Server;
 use devices::virtio::fs::{FileSystem, FileSystemOptions};
 use fuzz::virtio::{Descriptor, Step, build_home, drive};

@@ -3,8 +3,8 @@
 //! A read-only virtio-fs device, served by a process of its own over vhost-user. It is built for
 //! trees that never change: the guest may keep whatever it was told. `wire` is the protocol of
 //! requests and replies, [`closure`] says which store paths there are, `nodes` is what the guest
-//! knows, `files` is the host's side of it, [`tree`] is what there is to know, [`requests`] answers,
-//! and [`server`] is the device.
+//! knows, `files` is the host's side of it, [`tree`] has both, [`requests`] answers, and [`server`]
+//! is the device.
 
 pub mod closure;
 mod directory;

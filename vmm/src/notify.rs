@@ -264,6 +264,7 @@ mod test {
         for _ in 0..2 * WAITING_MAX + sent {
             notifier.send("STATUS=A flood.");
         }
+        assert_eq!(notifier.outbox.as_ref().unwrap().waiting.lock().unwrap().len(), WAITING_MAX);
     }
 
     #[test]

@@ -100,9 +100,11 @@ mod test {
     use super::*;
 
     #[test]
-    fn the_program_goes_on_when_its_code_is_released() {
-        release_code();
-        assert_eq!("still here".len(), 10);
+    fn the_program_goes_on_when_its_start_up_is_released() {
+        let (on_the_stack, on_the_heap) = ([7_u8; 4096], vec![7_u8; 1 << 20]);
+        drop(vec![1_u8; 1 << 16]);
+        release_start_up();
+        assert!(on_the_stack.iter().chain(&on_the_heap).all(|byte| *byte == 7));
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod devices;
 mod key_values;
 mod log;
 mod manual;
+#[cfg(test)]
+mod reference;
 mod terminal;
 mod unpack;
 mod vm;

@@ -36,19 +36,22 @@ fn page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
+/// What is typed.
+pub(crate) const SYNOPSIS: [(&str, &str); 8] = [
+    ("nixvmm [run]", "--kernel FILE [OPTIONS]"),
+    ("nixvmm check", "[OPTIONS]"),
+    ("nixvmm ctl", "SOCKET VERB [ARGUMENTS] [--json]"),
+    ("nixvmm vm", "VERB [NAME] [ARGUMENTS] [--state DIR]"),
+    ("microvm", "-c NAME [-f FLAKE] | -u [-R] NAME... | -r NAME | -s NAME [COMMAND] | -l"),
+    ("nixvmm unpack-kernel", "BZIMAGE VMLINUX"),
+    ("nixvmm completions", "SHELL"),
+    ("nixvmm man", ""),
+];
+
 fn synopsis() -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["SYNOPSIS"]);
-    for (command, arguments) in [
-        ("nixvmm [run]", "--kernel FILE [OPTIONS]"),
-        ("nixvmm check", "[OPTIONS]"),
-        ("nixvmm ctl", "SOCKET VERB [ARGUMENTS] [--json]"),
-        ("nixvmm vm", "VERB [NAME] [ARGUMENTS] [--state DIR]"),
-        ("microvm", "-c NAME [-f FLAKE] | -u [-R] NAME... | -r NAME | -s NAME [COMMAND] | -l"),
-        ("nixvmm unpack-kernel", "BZIMAGE VMLINUX"),
-        ("nixvmm completions", "SHELL"),
-        ("nixvmm man", ""),
-    ] {
+    for (command, arguments) in SYNOPSIS {
         roff.text([bold(command), roman(" "), roman(arguments)]);
         roff.control("br", []);
     }
@@ -108,7 +111,7 @@ fn flags(roff: &mut Roff, command: &clap::Command) {
 }
 
 /// What each section says: paragraphs with or without a term before them.
-const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
+pub(crate) const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
     (
         "SIGNALS",
         &[

@@ -45,6 +45,9 @@ const ABSENCES: &[(&str, &[&str])] = &[
     ("devices/src/virtio/", &["File::open", "OpenOptions", "rustix::fs::open"]),
 ];
 
+/// Where the handbook's pages are.
+const HANDBOOK: &str = "resources/handbook/src";
+
 /// Looks for what breaks a rule and says where.
 type Check = fn() -> Vec<String>;
 
@@ -58,6 +61,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("tidy::rooms_do_not_know_what_they_must_not", broken_absences),
         ("tidy::lines_fit_and_files_and_functions_stay_short", oversized),
         ("tidy::nothing_is_left_to_do_at_run_time", unfinished),
+        ("tidy::every_page_of_the_handbook_is_in_its_summary", unlisted_pages),
+        ("tidy::links_between_documents_lead_somewhere", broken_links),
     ];
     checks.iter().map(|(name, check)| Trial::test(*name, move || verdict(&check()))).collect()
 }
@@ -194,6 +199,70 @@ fn unfinished() -> Vec<String> {
         }
     }
     findings
+}
+
+fn unlisted_pages() -> Vec<String> {
+    let folder = root().join(HANDBOOK);
+    let summary = fs::read_to_string(folder.join("SUMMARY.md")).expect("SUMMARY.md");
+    let mut findings = Vec::new();
+    for entry in fs::read_dir(folder).expect("the handbook") {
+        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+        let is_page = name.ends_with(".md") && name != "SUMMARY.md";
+        if is_page && !summary.contains(&format!("({name})")) {
+            findings.push(format!("{HANDBOOK}/{name} is not in SUMMARY.md"));
+        }
+    }
+    findings
+}
+
+fn broken_links() -> Vec<String> {
+    let handbook = fs::read_dir(root().join(HANDBOOK)).expect("the handbook");
+    let pages = handbook.map(|entry| entry.expect("an entry").path());
+    let pages = pages.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let others = ["README.md", "ARCHITECTURE.md"].map(|name| root().join(name));
+    let mut findings = Vec::new();
+    let mut count = 0;
+    for page in pages.chain(others) {
+        let text = fs::read_to_string(&page).expect("a page is text");
+        for link in links(&text).filter(|link| !link.contains("://")) {
+            count += 1;
+            if !leads_somewhere(&page, &text, link) {
+                findings.push(format!("{}: {link} leads nowhere", page.display()));
+            }
+        }
+    }
+    assert!(count > 20, "only {count} links were found");
+    findings
+}
+
+/// What stands in `[…](…)`, outside code.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let prose = text.lines().filter(|line| !line.starts_with("    "));
+    prose.flat_map(|line| {
+        line.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link)
+    })
+}
+
+fn leads_somewhere(page: &Path, text: &str, link: &str) -> bool {
+    let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+    let target = page.with_file_name(file);
+    if file.is_empty() {
+        return has_heading(text, heading);
+    }
+    match fs::read_to_string(&target) {
+        Ok(text) => heading.is_empty() || has_heading(&text, heading),
+        Err(_) => target.is_dir() && heading.is_empty(),
+    }
+}
+
+/// Whether a heading has this anchor, as mdBook and forges make it.
+fn has_heading(text: &str, anchor: &str) -> bool {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| line.trim_start_matches('#').trim()).any(|heading| {
+        let letters = heading.chars().map(|letter| if letter == ' ' { '-' } else { letter });
+        let is_kept = |letter: &char| letter.is_alphanumeric() || matches!(letter, '-' | '_');
+        letters.filter(is_kept).flat_map(char::to_lowercase).collect::<String>() == anchor
+    })
 }
 
 /// Every Rust source of the project: its path from the root, and its text.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A virtio memory balloon: the guest gives memory back to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Balloon {
     /// Whether there is one. Default: yes.

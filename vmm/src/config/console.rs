@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where a console or serial port goes; an object whose `kind` says which.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "Keys", into = "Keys")]
 pub enum Console {
     /// There is none (`off`).
@@ -43,22 +44,32 @@ impl Console {
 
 /// A [`Console`] as JSON has it. An enum with fields would let unknown keys pass in kinds without.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Keys {
+    /// Which of them.
     kind: Kind,
+    /// The file of kind `file`, or where kind `socket` listens; other kinds take none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
+    /// A symbolic link to make to the pseudoterminal of kind `pty`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     link: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
+    /// There is none.
     Off,
+    /// Standard input and output; a terminal is put into raw mode.
     Stdio,
+    /// A new pseudoterminal, whose name is printed on standard error.
     Pty,
+    /// A file that receives the output; there is no input.
     File,
+    /// A unix stream socket that one client at a time may join and leave.
     Socket,
 }
 

@@ -21,6 +21,7 @@ const MAX_NAME_BYTES: usize = 255;
 
 /// A credential; an object with a `name` and either a `value` or a `file`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "Keys", into = "Keys")]
 pub struct Credential {
     /// What services in the guest call it.
@@ -40,11 +41,15 @@ pub enum CredentialContent {
 
 /// A [`Credential`] as JSON has it.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Keys {
+    /// What services in the guest call it.
     name: String,
+    /// What it says. `nixvmm check` prints it: a secret belongs into a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value: Option<String>,
+    /// The file whose bytes it says, which is read when the machine starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
 }

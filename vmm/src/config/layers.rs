@@ -90,7 +90,7 @@ fn lay_over(below: &mut Value, layer: Value) {
 /// it builds the whole schema as a value.
 fn unknown_key(text: &str) -> Option<anyhow::Error> {
     let value: Value = serde_json::from_str(text).ok()?;
-    let (path, key, known) = find_unknown(&schema()?, &value, "")?;
+    let (path, key, known) = find_unknown(&every_key()?, &value, "")?;
     let mut message = format!("unknown key \"{path}{key}\"");
     match nearest(&key, known.iter().map(String::as_str)) {
         Some(name) => message += &format!(": did you mean \"{path}{name}\"?"),
@@ -100,8 +100,8 @@ fn unknown_key(text: &str) -> Option<anyhow::Error> {
 }
 
 /// A machine in which every key that exists is present.
-fn schema() -> Option<Value> {
-    let mut every_key = serde_json::to_value(Config {
+pub(super) fn every_key() -> Option<Value> {
+    let mut machine = serde_json::to_value(Config {
         disks: vec![Disk::new("")],
         pmems: vec![Pmem { file: "".into(), readonly: false }],
         shares: vec![Share::default()],
@@ -111,17 +111,17 @@ fn schema() -> Option<Value> {
         ..Config::default()
     })
     .ok()?;
-    *every_key.get_mut("nets")? = serde_json::json!([{
+    *machine.get_mut("nets")? = serde_json::json!([{
         "type": null, "tap": null, "fd": null, "vhost-user": null, "mac": null, "queues": null,
-        "vhost": null, "mtu": null,
+        "vhost": null, "mtu": null, "forwards": null,
     }]);
-    *every_key.get_mut("credentials")? =
+    *machine.get_mut("credentials")? =
         serde_json::json!([{ "name": null, "value": null, "file": null }]);
     let console = serde_json::json!({ "kind": null, "path": null, "link": null });
     for key in ["console", "serial"] {
-        *every_key.get_mut(key)? = console.clone();
+        *machine.get_mut(key)? = console.clone();
     }
-    Some(every_key)
+    Some(machine)
 }
 
 /// The path, name and siblings of the first key of `value` that `schema` lacks.

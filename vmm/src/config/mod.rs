@@ -15,6 +15,8 @@ mod names;
 mod net;
 mod resolve;
 mod root;
+#[cfg(test)]
+mod schema;
 mod share;
 mod store_share;
 mod vsock;
@@ -42,6 +44,7 @@ pub use vsock::Vsock;
 
 /// One machine: everything that `nixvmm run` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// The kernel: a bzImage or an ELF vmlinux. Needed; empty means that none was given.
@@ -137,6 +140,7 @@ impl Default for Config {
 
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BootProtocol {
     /// What suits the kernel's format: PVH for an ELF that has its note, else the Linux protocol.
@@ -150,6 +154,7 @@ pub enum BootProtocol {
 
 /// One disk: a raw image or a block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Disk {
     /// The image or block device.
@@ -185,6 +190,7 @@ impl Disk {
 
 /// One virtio persistent memory device: a file in the guest's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Pmem {
     /// The file or block device. Guests with the same one share its pages.
@@ -196,6 +202,7 @@ pub struct Pmem {
 
 /// How the host reads and writes a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
     /// io_uring where the kernel has it, else `sync`.
@@ -209,6 +216,7 @@ pub enum Engine {
 
 /// RAM of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Memory {
     /// How much. Default: 512M.
@@ -237,6 +245,7 @@ impl Default for Memory {
 
 /// The size of huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum HugePages {
     /// 2 MiB.
     #[serde(rename = "2M")]
@@ -259,6 +268,7 @@ impl HugePages {
 
 /// The bus of the virtio devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
     /// virtio-pci with message-signalled interrupts.
@@ -270,6 +280,7 @@ pub enum Transport {
 
 /// What SMBIOS tables say about the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Smbios {
     /// System UUID (type 1). Default: none.
@@ -280,6 +291,7 @@ pub struct Smbios {
 
 /// What tells the service manager of the host that this process is ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Ready {
     /// The guest's processors run.
@@ -291,6 +303,7 @@ pub enum Ready {
 
 /// What a reboot by the guest does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnReboot {
     /// The guest starts again in the same process.
@@ -302,6 +315,7 @@ pub enum OnReboot {
 
 /// What the expiry of the guest's watchdog does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Watchdog {
     /// There is no watchdog.

@@ -31,6 +31,7 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// One network card; an object with one of the keys `tap`, `fd`, `vhost-user` and `type`, or with
 /// `fd` and `type`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "Keys", into = "Keys")]
 pub struct Net {
     /// What carries its frames.
@@ -65,6 +66,7 @@ pub enum NetLink {
 
 /// Whether vhost-net of the host's kernel moves the frames of a tap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum VhostNet {
     /// Where /dev/vhost-net can be opened.
@@ -165,6 +167,7 @@ pub struct LinkKeys {
 
 /// What can be behind a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkKind {
     /// A tap interface.
@@ -322,24 +325,34 @@ fn check_descriptors(descriptors: &[i32]) -> Result<()> {
 
 /// A [`Net`] as JSON has it.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Keys {
+    /// What is behind the card, where no other key says it.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     kind: Option<LinkKind>,
+    /// The name of a tap interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tap: Option<String>,
+    /// Descriptors of a tap or macvtap that this process inherits, one for each queue pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fd: Option<Vec<i32>>,
+    /// The socket at which a process serves the card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     vhost_user: Option<PathBuf>,
+    /// Its address. Default: one that is the same at each start; of a macvtap the interface's own.
     #[serde(default)]
     mac: Option<Mac>,
+    /// Queue pairs. Default: one for each processor, as far as what is behind the card has them.
     #[serde(default)]
     queues: Option<u16>,
+    /// Whether the host's kernel moves the frames. Default: `auto`.
     #[serde(default)]
     vhost: VhostNet,
+    /// Largest packet in bytes. Default: the interface's own.
     #[serde(default)]
     mtu: Option<u16>,
+    /// Ports of the host that lead to a guest whose card has type `user`. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     forwards: Vec<Forward>,
 }

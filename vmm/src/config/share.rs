@@ -14,6 +14,7 @@ const MAX_TAG_BYTES: usize = 36;
 /// for which this process starts a virtiofsd, or the `socket` of a vhost-user process that runs;
 /// the keys after `source` are for that virtiofsd.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Share {
     /// What the guest calls it, at most 36 bytes. Needed.
@@ -61,6 +62,7 @@ pub struct Share {
 
 /// What a guest may remember of a share's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ShareCache {
     /// Data until a file is opened again, names and attributes for a second.
@@ -75,6 +77,7 @@ pub enum ShareCache {
 
 /// How a virtiofsd confines itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ShareSandbox {
     /// By namespaces of its own and pivot_root.

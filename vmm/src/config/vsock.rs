@@ -16,6 +16,7 @@ const PORT_SUFFIX_BYTES: usize = 11;
 
 /// A socket device. Without a socket, the host's kernel moves the data (vhost-vsock).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Vsock {
     /// The guest's context id. Default: one that is free.

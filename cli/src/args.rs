@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{
     BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready, Share,
@@ -30,7 +30,7 @@ pub(crate) struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Runs a guest; this word may be left out.
+    #[command(about = RUN)]
     Run(Machine),
     /// Validates a machine and prints it as JSON, as --config takes it.
     Check(Machine),
@@ -73,8 +73,12 @@ pub(crate) enum Command {
     Man,
 }
 
+/// What `run` does, as its help says it.
+const RUN: &str = "Runs a guest; this word may be left out";
+
 /// A machine as flags; each has the name of its key in a configuration file.
-#[derive(Args, Debug)]
+#[derive(Debug, Parser)]
+#[command(name = "nixvmm run", bin_name = "nixvmm run", about = RUN)]
 pub(crate) struct Machine {
     /// Kernel: a bzImage or an ELF vmlinux.
     #[arg(long, value_name = "FILE")]
@@ -250,7 +254,19 @@ impl Invocation {
     }
 
     fn nixvmm(arguments: Vec<OsString>) -> Self {
-        Self::Nixvmm(Box::new(CommandLine::parse_from(arguments).command))
+        Self::Nixvmm(Box::new(Command::read(arguments).unwrap_or_else(|error| error.exit())))
+    }
+}
+
+impl Command {
+    /// Reads arguments that begin with the program's name. A guest waits for what `run` was given:
+    /// that is read without the definitions of the other commands.
+    fn read(mut arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        if arguments.get(1).is_some_and(|word| word == "run") {
+            arguments.remove(1);
+            return Machine::try_parse_from(arguments).map(Self::Run);
+        }
+        CommandLine::try_parse_from(arguments).map(|line| line.command)
     }
 }
 

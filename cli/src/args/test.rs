@@ -4,13 +4,13 @@ use vmm::config::{ByteSize, Engine};
 
 use super::*;
 
-fn parse(arguments: &[&str]) -> Result<CommandLine, clap::Error> {
+fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
     let arguments = std::iter::once(&"nixvmm").chain(arguments).map(OsString::from);
-    CommandLine::try_parse_from(with_command(arguments))
+    Command::read(with_command(arguments))
 }
 
 fn config(arguments: &[&str]) -> Config {
-    match parse(arguments).unwrap().command {
+    match parse(arguments).unwrap() {
         Command::Run(machine) => machine.config().unwrap(),
         other => panic!("{other:?}"),
     }
@@ -39,6 +39,17 @@ fn run_is_the_default_command() {
     }
     assert_eq!(parse(&["--version"]).unwrap_err().exit_code(), 0);
     assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn run_read_by_itself_says_what_it_says_among_the_commands() {
+    for arguments in [["run", "--help"], ["run", "--cpus=x"], ["run", "--kernl=k"], ["run", "k"]] {
+        let words = std::iter::once("nixvmm").chain(arguments);
+        let among = CommandLine::try_parse_from(words).unwrap_err();
+        let alone = parse(&arguments).unwrap_err();
+        assert_eq!(alone.to_string(), among.to_string());
+        assert_eq!(alone.exit_code(), among.exit_code());
+    }
 }
 
 #[test]

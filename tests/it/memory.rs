@@ -28,7 +28,7 @@ pub(crate) const TESTS: &[GuestTest] = &[
 const MEBIBYTE: u64 = 1 << 20;
 
 /// How often the host is asked how much memory a guest has.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(500);
 
 /// A gibibyte of page cache, with nobody asking for it.
 fn page_cache_goes_back(testbed: &Testbed) -> Result<()> {

@@ -103,7 +103,7 @@ fn eight_queues(testbed: &Testbed) -> Result<()> {
     let facts: Vec<&str> = facts.split_whitespace().collect();
     // Linux uses as many of the eight as it has processors.
     ensure!(facts == ["52:54:00:12:34:56", "2"], "the address and the queues: {facts:?}");
-    carries_everything(&mut guest, 91, 2 * MEBIBYTE)?;
+    carries_everything(&mut guest, 91, MEBIBYTE)?;
     guest.power_off()
 }
 
@@ -126,7 +126,7 @@ fn macvtap_and_one_queue(testbed: &Testbed) -> Result<()> {
     let expected = fs::read_to_string("/sys/class/net/nvfar/address")?;
     ensure!(address == expected, "the guest has {address}, the macvtap {expected}");
     set_up(&mut guest, "eth0", 93)?;
-    carries_everything(&mut guest, 93, 2 * MEBIBYTE)?;
+    carries_everything(&mut guest, 93, MEBIBYTE)?;
 
     let mtus =
         [fs::read_to_string("/sys/class/net/nvt1/mtu")?, guest.run("cat /sys/class/net/eth1/mtu")?];
@@ -134,7 +134,7 @@ fn macvtap_and_one_queue(testbed: &Testbed) -> Result<()> {
     let queues = guest.run("ls -d /sys/class/net/eth1/queues/rx-* | wc -l")?;
     ensure!(queues.trim() == "1", "a tap of one queue has {queues} in the guest");
     set_up(&mut guest, "eth1", 92)?;
-    carries_everything(&mut guest, 92, 2 * MEBIBYTE)?;
+    carries_everything(&mut guest, 92, MEBIBYTE)?;
     drop(tap);
     guest.power_off()
 }
@@ -178,7 +178,7 @@ fn leaves_the_host(guest: &mut Guest, testbed: &Testbed, control: &str) -> Resul
     let places = ["10.98.0.2", "fd98::2"];
     let [frames, bytes] = sent()?;
     for address in places {
-        bulk::sends(guest, address, &listener, 2 * MEBIBYTE)?;
+        bulk::sends(guest, address, &listener, MEBIBYTE)?;
     }
     let after = sent()?;
     let (frames, bytes) = (after[0] - frames, after[1] - bytes);

@@ -25,8 +25,8 @@ pub(crate) const TESTS: &[GuestTest] = &[
     ("vhost::a_passt_that_cannot_serve_is_refused_with_the_reason", passt_refusals),
 ];
 
-/// Bytes that go each way: several times what any ring or socket buffer holds.
-const BYTES: usize = 8 << 20;
+/// Bytes that go each way: several times what any ring holds.
+const BYTES: usize = 2 << 20;
 
 /// Brings the card up and asks for an address; prints it, and the gateway.
 const DHCP: &str = "\

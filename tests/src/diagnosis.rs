@@ -19,6 +19,9 @@ const KVM_STATISTICS: &str = "/sys/kernel/debug/kvm";
 /// Where the host's kernel says why processors leave guests and which interrupts they get.
 const TRACING: &str = "/sys/kernel/tracing";
 
+/// Which machine this is: of an emulated host, the emulator and its version.
+const MACHINE: &str = "/sys/class/dmi/id/product_version";
+
 /// How much of a trace is shown, and of the host's kernel log.
 const TRACE_TAIL: usize = 6000;
 const LOG_TAIL: usize = 3000;
@@ -35,22 +38,24 @@ pub fn of(id: u32) -> String {
     let (threads, statistics) = (threads(&process), statistics(id));
     thread::sleep(INTERVAL);
     let trace = trace.map(Trace::finish).unwrap_or_default();
-    let mut text = String::from("threads, with what they did within a second:\n");
+    let log = tool::run("dmesg", [""; 0]).unwrap_or_default();
+    let mut text = format!("the host's kernel log ends:\n{}", tool::tail(&log, LOG_TAIL));
+    text += &format!("the end of KVM's trace:\n{trace}\n");
+    text += &format!("signals that nobody took, and timers:\n{}", descriptors(&process));
+    text += "KVM's statistics, and their growth within a second:\n ";
+    for (name, now) in self::statistics(id).into_iter().filter(|(_, now)| *now > 0) {
+        let grown = now.saturating_sub(statistics.get(&name).copied().unwrap_or(now));
+        let _ = write!(text, " {name} {now} +{grown};");
+    }
+    // What tells most stands last, where it is found in the log of a long run.
+    let machine = self::text(Path::new(MACHINE));
+    let _ = write!(text, "\nthreads on {machine}, with what they did within a second:\n");
     for (name, now) in self::threads(&process) {
         let before = threads.get(&name);
         let ran = now.ticks.saturating_sub(before.map_or(0, |before| before.ticks));
         let switched = now.switches.saturating_sub(before.map_or(0, |before| before.switches));
         let _ = writeln!(text, "  {name}: {ran} ticks, {switched} switches; {}", now.place);
     }
-    text += "KVM's statistics, and their growth within a second:\n";
-    for (name, now) in self::statistics(id).into_iter().filter(|(_, now)| *now > 0) {
-        let grown = now.saturating_sub(statistics.get(&name).copied().unwrap_or(now));
-        let _ = writeln!(text, "  {name} {now} +{grown}");
-    }
-    text += &format!("signals that nobody took, and timers:\n{}", descriptors(&process));
-    text += &format!("the end of KVM's trace:\n{trace}\n");
-    let log = tool::run("dmesg", [""; 0]).unwrap_or_default();
-    text += &format!("the host's kernel log ends:\n{}", tool::tail(&log, LOG_TAIL));
     text
 }
 

@@ -28,8 +28,9 @@ const PROGRAMS: &str = "/opt/bin:/usr/sbin:/usr/bin";
 /// What a host and its guests said last.
 const WORDS: &str = "journalctl --no-pager --lines=100; tail -n 20 /var/lib/microvms/*/console";
 
-/// How often something is looked at that is waited for.
-const POLL: Duration = Duration::from_millis(50);
+/// How often something is looked at that is waited for. A look starts programs, which take their
+/// time from the guests.
+const POLL: Duration = Duration::from_secs(1);
 
 /// A running host. Dropping it ends everything in it.
 pub struct SystemdHost {

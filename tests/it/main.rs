@@ -29,6 +29,7 @@ use std::io::{self, IsTerminal};
 use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 use std::{env, thread};
@@ -37,6 +38,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::cache::Cache;
 use tests::emulated_host;
+use tests::guest::Silence;
 use tests::testbed::{PREPARED, Testbed};
 use tests::tool::progress;
 
@@ -166,12 +168,26 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let times: u32 = env::var(REPEAT).ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     let trial = |(name, test): GuestTest| {
-        let run = move || (0..times).try_for_each(|_| test(testbed));
+        let run = move || (0..times).try_for_each(|_| attempt(name, test, testbed));
         Trial::test(name, move || run().map_err(|error| failure(name, &error)))
     };
     let own = own_part(&arguments)?;
     let trials = own.into_iter().map(trial).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}
+
+/// Runs a guest test, and once more where the emulator has lost a guest: once in all tests of this
+/// host, and never silently, so that a fault of ours that looks like that is still seen.
+fn attempt(name: &str, test: fn(&Testbed) -> Result<()>, testbed: &Testbed) -> Result<()> {
+    static LOST: AtomicBool = AtomicBool::new(false);
+    let outcome = test(testbed);
+    let Err(error) = &outcome else { return outcome };
+    let is_lost = error.downcast_ref::<Silence>().is_some_and(|silence| silence.is_the_emulators);
+    if !is_lost || LOST.swap(true, Ordering::Relaxed) {
+        return outcome;
+    }
+    eprintln!("\n{name}: the processors of a guest stand still, it is tried once more: {error:#}");
+    test(testbed)
 }
 
 /// The wanted tests that are this process's: all, or every so many-th where [`PART`] says so.

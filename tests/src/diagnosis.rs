@@ -13,7 +13,10 @@ use crate::tool;
 /// Two looks at everything that counts are so far apart, so that one sees what goes on.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where KVM counts, a folder for each machine, named by its process.
+/// Within so long any kernel that lives does something, if only for its clocks.
+const LIFE: Duration = Duration::from_secs(10);
+
+/// Where KVM counts, a folder for each machine, named by the thread that made it and its descriptor.
 const KVM_STATISTICS: &str = "/sys/kernel/debug/kvm";
 
 /// Where the host's kernel says why processors leave guests and which interrupts they get.
@@ -59,6 +62,15 @@ pub fn of(id: u32) -> String {
     text
 }
 
+/// Whether no processor of the machine that the process `id` runs leaves its guest any more: they
+/// sleep, and nothing will wake them. It takes ten seconds.
+pub fn stands_still(id: u32) -> bool {
+    let exits = || statistics(id).get("exits").copied();
+    let before = exits();
+    thread::sleep(LIFE);
+    before.is_some() && before == exits()
+}
+
 /// Where a thread is, and how far it has come.
 struct Thread {
     place: String,
@@ -91,14 +103,21 @@ fn threads(process: &Path) -> BTreeMap<String, Thread> {
         .collect()
 }
 
-/// What KVM counts for the machines of a process and each of their processors.
+/// What KVM counts for the machine of a process and each of its processors. The thread that made
+/// the machine may have ended: it is the first after the process.
 fn statistics(id: u32) -> BTreeMap<String, u64> {
     let machines = fs::read_dir(KVM_STATISTICS).into_iter().flatten().flatten();
-    let own = machines.filter(|folder| {
-        folder.file_name().to_str().is_some_and(|name| name.starts_with(&format!("{id}-")))
-    });
+    let own = machines
+        .filter_map(|folder| {
+            let name = folder.file_name().into_string().ok()?;
+            let (thread, descriptor) = name.split_once('-')?;
+            let what = fs::read_link(format!("/proc/{id}/fd/{descriptor}")).ok()?;
+            let thread: u32 = thread.parse().ok()?;
+            (what == Path::new("anon_inode:kvm-vm") && thread >= id).then_some((thread, folder))
+        })
+        .min_by_key(|(thread, _)| *thread);
     let mut counters = BTreeMap::new();
-    for machine in own {
+    if let Some((_, machine)) = own {
         count_files(&machine.path(), "", &mut counters);
     }
     counters

@@ -2,6 +2,7 @@
 //! for the agent on a console, runs commands there, and sees how the process ends.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -13,6 +14,7 @@ use anyhow::{Context, Error, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::diagnosis;
+use crate::emulated_host;
 use crate::terminal::Terminal;
 use crate::testbed::Testbed;
 
@@ -39,6 +41,15 @@ pub struct Launch {
     patience: Duration,
 }
 
+/// Why a guest did not do what was expected, with what it and `nixvmm` said last.
+#[derive(Debug)]
+pub struct Silence {
+    text: String,
+    /// Whether its processors stand still in an emulated host, whose emulator loses a processor's
+    /// wake-up now and then.
+    pub is_the_emulators: bool,
+}
+
 /// A `nixvmm` that was started. Dropping it kills it.
 pub struct Guest {
     process: Child,
@@ -46,6 +57,12 @@ pub struct Guest {
     errors: Terminal,
     requests: u32,
     patience: Duration,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
 }
 
 impl Launch {
@@ -282,11 +299,15 @@ impl Guest {
         // What a process says last is read by a thread, which may be behind.
         thread::sleep(ended.as_ref().map_or(Duration::ZERO, |_| LAST_WORDS));
         let (console, errors) = (self.console.tail(), self.errors.tail());
+        let is_the_emulators = ended.is_none()
+            && emulated_host::is_inside()
+            && diagnosis::stands_still(self.process.id());
         let doing = ended.unwrap_or_else(|| diagnosis::of(self.process.id()));
-        error.context(format!(
+        let text = format!(
             "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n\
              ---\n{doing}---"
-        ))
+        );
+        error.context(Silence { text, is_the_emulators })
     }
 
     /// The end of the process, which is left for [`Guest::end`] to collect; `None` while it runs.

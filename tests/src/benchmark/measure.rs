@@ -30,6 +30,12 @@ const MEMORY_MIB: u32 = 256;
 /// What a boot may take by the host's clock, which stands still or is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The same with a network. A peer that does not come to its end must not keep the others waiting.
+const PATIENCE_WITH_LINK: Duration = Duration::from_secs(20);
+
+/// After how long a step that goes on says so.
+const BEAT: Duration = Duration::from_secs(5);
+
 /// How often a VMM is looked at; looking costs instructions of the processor it runs on.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -75,7 +81,14 @@ pub fn run(plan: &Plan) -> Result<()> {
             }
             Topic::Net => {
                 let _network = network::Network::set_up(&host.stage)?;
-                host.each(&mut figures, "network", Host::networks);
+                for link in &plan.links {
+                    let what = format!("network, {}", link.name());
+                    let measure = |host: &Host<'_>, vmm: Vmm, figures: &mut _| {
+                        host.network(vmm, *link, figures)
+                    };
+                    host.each(&mut figures, &what, measure);
+                    figures.save(&plan.results)?;
+                }
             }
             Topic::Profile => host.each(&mut figures, "profile", Host::profile),
         }
@@ -101,7 +114,7 @@ impl Host<'_> {
         &self,
         figures: &mut Figures,
         what: &str,
-        measure: fn(&Self, Vmm, &mut Figures) -> Result<()>,
+        measure: impl Fn(&Self, Vmm, &mut Figures) -> Result<()>,
     ) {
         for vmm in &self.plan.vmms {
             beat();
@@ -129,7 +142,8 @@ impl Host<'_> {
             let machine = self.bzimage("nothing");
             trace::start(&requests)?;
             let mut child = self.spawn(vmm, &machine)?;
-            let entered = wait_for(|| Ok(fs::read_to_string(trace::FILE)?.contains("kvm_entry:")));
+            let entered =
+                wait_for(PATIENCE, || Ok(fs::read_to_string(trace::FILE)?.contains("kvm_entry:")));
             let _ = child.kill();
             child.wait()?;
             let events = trace::stop(&requests)?;
@@ -192,7 +206,7 @@ impl Host<'_> {
             let machine = Machine { processors, ..self.bzimage("idle") };
             trace::start(&[MARKS])?;
             let mut child = self.spawn(vmm, &machine)?;
-            let idle = wait_for(|| {
+            let idle = wait_for(PATIENCE, || {
                 ensure!(child.try_wait()?.is_none(), "the VMM ended before its guest was idle");
                 let text = fs::read_to_string(trace::FILE)?;
                 Ok(text.contains(&format!(" a1 {:#x} ", Reached::Idle as u64)))
@@ -284,14 +298,18 @@ impl Host<'_> {
         trace::start(requests)?;
         let mut child = self.spawn(vmm, machine)?;
         let mut status = None;
-        let ended = wait_for(|| {
+        let patience = if machine.link.is_some() { PATIENCE_WITH_LINK } else { PATIENCE };
+        let ended = wait_for(patience, || {
             status = child.try_wait()?;
             Ok(status.is_some())
         });
         let _ = child.kill();
         child.wait()?;
         let events = trace::stop(requests)?;
-        ended?;
+        ended.with_context(|| {
+            let marks = events.iter().filter_map(trace::mark).count();
+            format!("it did not finish; its guest got as far as mark {marks}")
+        })?;
         let status = status.context("no status")?;
         Ok(Run { events, id: child.id(), status })
     }
@@ -419,11 +437,16 @@ fn place(text: &str, word: &str) -> String {
     }
 }
 
-fn wait_for(mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+fn wait_for(patience: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
+    let mut next_beat = BEAT;
     while !condition()? {
-        if start.elapsed() > PATIENCE {
-            bail!("nothing happened for {} s", PATIENCE.as_secs());
+        if start.elapsed() > patience {
+            bail!("nothing happened for {} s", patience.as_secs());
+        }
+        if start.elapsed() > next_beat {
+            beat();
+            next_beat += BEAT;
         }
         thread::sleep(POLL);
     }

@@ -30,7 +30,7 @@ use crate::kernel::Kernel;
 use crate::packages::{self, Program};
 use crate::testbed::Testbed;
 use crate::{program, tool};
-use vmm::{Programs, Vmm};
+use vmm::{Link, Programs, Vmm};
 
 /// The peer from crates.io, pinned.
 const ALIOTH: &str = "0.12.0";
@@ -83,6 +83,8 @@ pub struct Plan {
     pub topics: Vec<Topic>,
     /// Whom to measure.
     pub vmms: Vec<Vmm>,
+    /// What they have with their host where a network is measured.
+    pub links: Vec<Link>,
     /// The file for the [`Figures`].
     pub results: PathBuf,
 }
@@ -118,7 +120,12 @@ impl Plan {
     ///
     /// # Errors
     /// What could not be fetched, installed or built.
-    pub fn prepare(cache: &Cache, topics: Vec<Topic>, vmms: Vec<Vmm>) -> Result<Self> {
+    pub fn prepare(
+        cache: &Cache,
+        topics: Vec<Topic>,
+        vmms: Vec<Vmm>,
+        links: Vec<Link>,
+    ) -> Result<Self> {
         packages::require(&[Program::Qemu, Program::MakeExt4, Program::Ip])?;
         let qemu = tool::find(Program::Qemu.name()).context("QEMU was just installed")?;
         let alioth = alioth(cache)?;
@@ -136,7 +143,18 @@ impl Plan {
         let testbed = testbed.map(|testbed| Testbed { program: nixvmm.clone(), ..testbed });
         let programs = Programs { nixvmm, qemu, alioth };
         let (bzimage, results) = (kernel.image, PathBuf::new());
-        Ok(Self { programs, bzimage, vmlinux, initrd, busybox, testbed, topics, vmms, results })
+        Ok(Self {
+            programs,
+            bzimage,
+            vmlinux,
+            initrd,
+            busybox,
+            testbed,
+            topics,
+            vmms,
+            links,
+            results,
+        })
     }
 }
 

@@ -57,16 +57,39 @@ pub struct Machine<'a> {
 }
 
 /// What connects a guest with its host.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 pub enum Link {
-    /// A card on the tap [`TAP`], whose frames the VMM moves.
+    /// A card on a tap, whose frames the VMM moves.
     Tap,
     /// The same card, and the host's kernel moves its frames.
-    TapInKernel,
+    VhostNet,
     /// Vsock through the host's kernel.
     Vsock,
-    /// Vsock through unix sockets, [`GATE`] and a port: nixvmm only.
+    /// Vsock through unix sockets: nixvmm only.
     UnixVsock,
+}
+
+impl Link {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tap, Self::VhostNet, Self::Vsock, Self::UnixVsock];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tap => "tap",
+            Self::VhostNet => "vhost-net",
+            Self::Vsock => "vsock",
+            Self::UnixVsock => "unix vsock",
+        }
+    }
+
+    /// What the guest does that has it.
+    pub fn measure(self) -> &'static str {
+        match self {
+            Self::Tap | Self::VhostNet => "tap",
+            Self::Vsock | Self::UnixVsock => "vsock",
+        }
+    }
 }
 
 /// The tap of guests that have one.
@@ -104,6 +127,16 @@ impl Vmm {
     /// Whether it is a mode of QEMU.
     pub fn is_qemu(self) -> bool {
         matches!(self, Self::QemuQ35 | Self::QemuMicrovm | Self::QemuTrimmed)
+    }
+
+    /// Whether it is measured with `link`. One QEMU is enough: its machines do not differ in their
+    /// cards.
+    pub fn has(self, link: Link) -> bool {
+        match self {
+            Self::Nixvmm => true,
+            Self::QemuQ35 => link != Link::UnixVsock,
+            _ => false,
+        }
     }
 
     /// Its program.
@@ -148,7 +181,7 @@ fn nixvmm(machine: &Machine<'_>, transport: &str) -> Vec<String> {
     let link = |flag: &str, value: String| [flag.to_owned(), value];
     words.extend(machine.link.into_iter().flat_map(|kind| match kind {
         Link::Tap => link("--net", format!("tap={TAP},vhost=off")),
-        Link::TapInKernel => link("--net", format!("tap={TAP},vhost=on")),
+        Link::VhostNet => link("--net", format!("tap={TAP},vhost=on")),
         Link::Vsock => link("--vsock", format!("cid={CID}")),
         Link::UnixVsock => link("--vsock", format!("socket={GATE}")),
     }));
@@ -199,7 +232,7 @@ fn qemu_link(link: Link, bus: &str) -> Vec<String> {
     };
     match link {
         Link::Tap => tap("off"),
-        Link::TapInKernel => tap("on"),
+        Link::VhostNet => tap("on"),
         Link::Vsock => {
             vec!["-device".to_owned(), format!("vhost-vsock-{bus},guest-cid={CID}")]
         }

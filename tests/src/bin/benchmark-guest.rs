@@ -36,8 +36,8 @@ const WARM_UP: u32 = 1024;
 const REQUESTS: u32 = 16_384;
 
 /// Bytes that go over a network in each direction, and round trips.
-const BULK: u64 = 32 << 20;
-const ROUND_TRIPS: u64 = 2000;
+const BULK: u64 = 2 << 20;
+const ROUND_TRIPS: u64 = 200;
 
 /// The first network card.
 const CARD: &str = "eth0";

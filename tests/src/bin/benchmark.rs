@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use tests::benchmark::vmm::Vmm;
+use tests::benchmark::vmm::{Link, Vmm};
 use tests::benchmark::{Figures, Plan, Topic, measure, report, store};
 use tests::cache::Cache;
 use tests::emulated_host::{Clock, EmulatedHost, Job};
@@ -34,6 +34,9 @@ struct Arguments {
     /// Whom to measure; everyone if nobody is named.
     #[arg(long, value_delimiter = ',')]
     vmm: Vec<Vmm>,
+    /// Over what, where a network is measured; over everything if nothing is named.
+    #[arg(long, value_delimiter = ',')]
+    link: Vec<Link>,
     /// The file for the raw figures.
     #[arg(long, default_value = "target/benchmark.json")]
     json: PathBuf,
@@ -59,9 +62,10 @@ fn main() -> Result<ExitCode> {
     ];
     let topics = if arguments.topics.is_empty() { all.to_vec() } else { arguments.topics };
     let vmms = if arguments.vmm.is_empty() { Vmm::ALL.to_vec() } else { arguments.vmm };
+    let links = if arguments.link.is_empty() { Link::ALL.to_vec() } else { arguments.link };
 
     let cache = Cache::open()?;
-    let plan = Plan::prepare(&cache, topics, vmms)?;
+    let plan = Plan::prepare(&cache, topics, vmms, links)?;
     let mut figures = Figures::default();
     for vmm in &plan.vmms {
         let size = fs::metadata(vmm.program(&plan.programs))?.len() as f64 / MIB;

@@ -12,19 +12,11 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Host, MARKS, Machine, Reached, Stage};
 use crate::benchmark::Figures;
-use crate::benchmark::trace;
+use crate::benchmark::trace::{self, Mark};
 use crate::benchmark::traffic::{self, HOST, PORT};
 use crate::benchmark::vmm::{GATE, Link, TAP, Vmm};
 use crate::tool;
 use crate::vsock;
-
-/// The links that are measured, and what tables and guests call them.
-const LINKS: [(Link, &str, &str); 4] = [
-    (Link::Tap, "tap", "tap"),
-    (Link::TapInKernel, "vhost-net", "tap"),
-    (Link::Vsock, "vsock", "vsock"),
-    (Link::UnixVsock, "unix vsock", "vsock"),
-];
 
 /// The host's end of every link; dropping it takes the tap away.
 pub(super) struct Network;
@@ -77,34 +69,17 @@ fn ip(arguments: &[&str]) -> Result<()> {
 }
 
 impl Host<'_> {
-    /// Every link, beside one QEMU: its machines do not differ in their cards.
-    pub(super) fn networks(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
-        for (link, name, kind) in LINKS {
-            let is_measured = match vmm {
-                Vmm::Nixvmm => true,
-                Vmm::QemuQ35 => link != Link::UnixVsock,
-                _ => false,
-            };
-            if is_measured {
-                self.network(vmm, link, name, kind, figures).with_context(|| name.to_owned())?;
-            }
+    /// What goes over `link`, if `vmm` has it.
+    pub(super) fn network(&self, vmm: Vmm, link: Link, figures: &mut Figures) -> Result<()> {
+        if !vmm.has(link) {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn network(
-        &self,
-        vmm: Vmm,
-        link: Link,
-        name: &str,
-        kind: &str,
-        figures: &mut Figures,
-    ) -> Result<()> {
-        let machine = Machine { link: Some(link), ..self.bzimage(kind) };
+        let machine = Machine { link: Some(link), ..self.bzimage(link.measure()) };
         let run = self.run(vmm, &machine, &[MARKS])?;
-        let marks = run.events.iter().filter_map(trace::mark);
+        let marks: Vec<Mark> = run.events.iter().filter_map(trace::mark).collect();
+        let loads = marks.iter().filter(|mark| mark.stage == Reached::Load as u64);
         let mut rows = 0;
-        for mark in marks.filter(|mark| mark.stage == Reached::Load as u64) {
+        for mark in loads {
             let count = (mark.first & 0xffff_ffff) as f64;
             let seconds = mark.second as f64 / 1e9;
             let (what, unit, value) = match mark.first >> 32 {
@@ -112,10 +87,11 @@ impl Host<'_> {
                 2 => ("guest receives", "MiB/s", count / 1024.0 / seconds),
                 _ => ("round trips", "1/s", count / seconds),
             };
-            figures.add(&format!("{name}, {what}"), vmm, unit, vec![value]);
+            figures.add(&format!("{}, {what}", link.name()), vmm, unit, vec![value]);
             rows += 1;
         }
-        ensure!(rows == 3, "{rows} of 3 loads came to an end");
+        let failed = marks.iter().find(|mark| mark.stage == Reached::Failed as u64);
+        ensure!(rows == 3, "{rows} of 3 loads came to an end; the guest's own error: {failed:?}");
         Ok(())
     }
 }

@@ -1,16 +1,20 @@
 //! What the guest knows: a node for each file that it has looked up and not forgotten.
 //!
-//! A node is a name in another node, so that it costs about 100 bytes and no descriptor. Links
+//! A node is a name in another node, so that it costs less than 100 bytes and no descriptor. Links
 //! to one file are one node, so that the guest reads and keeps it once.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
+use hashbrown::HashTable;
 use rustix::io::Errno;
 
 use super::wire::ROOT_ID;
 
 /// A bound on what a guest can make us keep; several times what the largest store has.
 const NODES_MAX: usize = 1 << 25;
+
+/// What is kept free for further nodes: one for so many. Doubling would leave half of it unused.
+const GROWTH: usize = 16;
 
 /// Which file it is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +39,9 @@ pub(super) struct Place {
 pub(super) struct Nodes {
     nodes: Vec<Node>,
     vacant: Vec<u32>,
-    by_identity: HashMap<[u32; 3], u32>,
+    /// Indices, found by the identity of what is there.
+    by_identity: HashTable<u32>,
+    hasher: RandomState,
 }
 
 #[derive(Debug)]
@@ -53,17 +59,16 @@ const ROOT: u32 = 0;
 
 impl Nodes {
     pub(super) fn new(root: Identity) -> Self {
-        let mut nodes = Self { nodes: Vec::new(), vacant: Vec::new(), by_identity: HashMap::new() };
+        let (nodes, vacant, by_identity) = (Vec::new(), Vec::new(), HashTable::new());
+        let mut nodes = Self { nodes, vacant, by_identity, hasher: RandomState::new() };
         nodes.begin(root);
         nodes
     }
 
     /// Forgets everything but the root: another session begins.
     pub(super) fn clear(&mut self) {
-        let root = self.nodes.first().map(|root| root.identity);
-        *self = Self { nodes: Vec::new(), vacant: Vec::new(), by_identity: HashMap::new() };
-        if let Some(root) = root {
-            self.begin(root);
+        if let Some(root) = self.nodes.first().map(|root| root.identity) {
+            *self = Self::new(root);
         }
     }
 
@@ -96,7 +101,7 @@ impl Nodes {
     ) -> Result<u64, Errno> {
         let parent = index(parent)?;
         self.node(parent)?;
-        if let Some(&known) = self.by_identity.get(&key(identity)) {
+        if let Some(known) = self.find(identity) {
             let node = self.nodes.get_mut(known as usize).ok_or(Errno::STALE)?;
             node.lookups = node.lookups.saturating_add(1);
             node.identity.kind = identity.kind;
@@ -104,7 +109,7 @@ impl Nodes {
         }
         let node = Node { name: name.into(), identity, lookups: 1, parent, children: 0 };
         let place = self.put(node)?;
-        self.by_identity.insert(key(identity), place);
+        self.index(identity, place);
         if let Some(parent) = self.nodes.get_mut(parent as usize) {
             parent.children = parent.children.saturating_add(1);
         }
@@ -124,7 +129,10 @@ impl Nodes {
             }
             let parent = node.parent;
             node.name = Box::default();
-            self.by_identity.remove(&key(node.identity));
+            let hash = hash(&self.hasher, node.identity);
+            if let Ok(found) = self.by_identity.find_entry(hash, |index| *index == at) {
+                found.remove();
+            }
             self.vacant.push(at);
             let Some(above) = self.nodes.get_mut(parent as usize) else { return };
             above.children = above.children.saturating_sub(1);
@@ -141,7 +149,25 @@ impl Nodes {
     fn begin(&mut self, root: Identity) {
         let name = Box::default();
         self.nodes.push(Node { name, identity: root, lookups: 1, parent: ROOT, children: 0 });
-        self.by_identity.insert(key(root), ROOT);
+        self.index(root, ROOT);
+    }
+
+    /// The node of a file, if the guest knows it.
+    fn find(&self, identity: Identity) -> Option<u32> {
+        let is_it = |index: &u32| {
+            let node = self.nodes.get(*index as usize);
+            node.is_some_and(|node| key(node.identity) == key(identity))
+        };
+        self.by_identity.find(hash(&self.hasher, identity), is_it).copied()
+    }
+
+    fn index(&mut self, identity: Identity, place: u32) {
+        let Self { nodes, by_identity, hasher, .. } = self;
+        let hash_of = |index: &u32| {
+            let node = nodes.get(*index as usize);
+            node.map_or(0, |node| hash(hasher, node.identity))
+        };
+        by_identity.insert_unique(hash(hasher, identity), place, hash_of);
     }
 
     fn node(&self, index: u32) -> Result<&Node, Errno> {
@@ -160,17 +186,20 @@ impl Nodes {
             return Err(Errno::NOMEM);
         }
         if index == self.nodes.capacity() {
-            // Doubling would leave half of it unused.
-            self.nodes.reserve_exact(index / 8 + 16);
+            self.nodes.reserve_exact(index / GROWTH + GROWTH);
         }
         self.nodes.push(node);
         u32::try_from(index).map_err(|_| Errno::NOMEM)
     }
 }
 
-fn key(Identity { inode, device, .. }: Identity) -> [u32; 3] {
-    let [a, b, c, d, e, f, g, h] = inode.to_ne_bytes();
-    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]), device]
+/// What makes a file the same file, whatever it has become.
+fn key(Identity { inode, device, .. }: Identity) -> (u64, u32) {
+    (inode, device)
+}
+
+fn hash(hasher: &RandomState, identity: Identity) -> u64 {
+    hasher.hash_one(key(identity))
 }
 
 fn id(index: u32) -> u64 {
@@ -229,7 +258,7 @@ mod test {
     }
 
     #[test]
-    fn places_are_used_again_and_a_node_is_small() {
+    fn places_are_used_again() {
         let mut nodes = Nodes::new(file(1));
         for inode in 2..1000 {
             let id = nodes.refer(ROOT_ID, b"name", file(inode)).unwrap();
@@ -237,6 +266,35 @@ mod test {
             nodes.forget(id, 1);
         }
         assert_eq!((nodes.nodes.len(), nodes.len()), (2, 1));
-        assert!(size_of::<Node>() <= 56);
+        // Whoever is found by its identity is who was put there last.
+        let last = nodes.refer(ROOT_ID, b"other", file(5)).unwrap();
+        assert_eq!(nodes.refer(ROOT_ID, b"other", file(5)).unwrap(), last);
+        assert_eq!(nodes.place(last).unwrap().path, b"other");
+        assert!(nodes.refer(ROOT_ID, b"third", file(999)).unwrap() != last);
+    }
+
+    /// What the C library keeps for an allocation: 8 bytes more, in steps of 16, at least 32.
+    fn allocated(bytes: usize) -> usize {
+        (bytes + 8).next_multiple_of(16).max(32)
+    }
+
+    fn bytes(nodes: &Nodes) -> usize {
+        let names: usize = nodes.nodes.iter().map(|node| allocated(node.name.len())).sum();
+        let table = nodes.by_identity.allocation_size();
+        nodes.nodes.capacity() * size_of::<Node>() + table + names
+    }
+
+    #[test]
+    fn a_known_file_costs_at_most_100_bytes_however_many_there_are() {
+        // As long a name as most are, and at every size from where the table is at its emptiest.
+        let mut nodes = Nodes::new(file(1));
+        for known in 2..200_000_usize {
+            let name = format!("lib-number-{known:09}.so");
+            nodes.refer(ROOT_ID, name.as_bytes(), file(known as u64)).unwrap();
+            if known > 1000 && known.is_power_of_two() || known % 28_672 == 1 {
+                assert!(bytes(&nodes) <= known * 100, "{known}: {}", bytes(&nodes) / known);
+            }
+        }
+        assert_eq!(nodes.len(), 199_999);
     }
 }

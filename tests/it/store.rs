@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::guest::{Guest, Launch};
 use tests::testbed::Testbed;
 use tests::tool;
@@ -87,7 +87,15 @@ fn is_shown_more(guest: &mut Guest, testbed: &Testbed, store: &Path, control: &P
     ensure!(add("/etc/passwd\n".to_owned()).is_err(), "a path outside the store was added");
     fs::create_dir(store.join("0f-added"))?;
     fs::write(store.join("0f-added/file"), "added later\n")?;
-    add(format!("{}\n", store.join("0f-added").display()))?;
+    // More than one call takes; the last one does not exist.
+    let line = |name: &str| format!("{}\n", store.join(name).display());
+    let list = line("0f-added").repeat(200);
+    let refused = add(list.clone() + &line("0g-missing"));
+    let refused = refused.err().context("a path that does not exist was added")?.to_string();
+    ensure!(refused.contains("0g-missing; nothing was added"), "{refused}");
+    let names = guest.run("sleep 2; ls /mnt")?;
+    ensure!(!names.contains("0f-added"), "half of a list was added: {names}");
+    add(list)?;
     guest.run("until grep added /mnt/0f-added/file; do sleep 0.5; done")?;
     let (status, said) = guest.attempt("cat /mnt/0d-hidden/secret")?;
     ensure!(status != 0, "what was not added is seen: {said}");

@@ -31,7 +31,7 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
         verb("ExchangeImage", &["disk", "image"], exchange_image),
-        verb("AddStorePaths", &["paths"], add_store_paths),
+        verb("AddStorePaths", &["paths", "onlyCheck"], add_store_paths),
         verb("ListNetworkCards", &[], cards::list),
         verb("SetNetworkLink", &["card", "plugged"], cards::set_link),
         verb("AttachConsole", &["console", "columns", "rows"], attach_console),
@@ -136,8 +136,12 @@ fn add_store_paths(machine: &mut Steering, request: &Request) -> Served {
     if paths.iter().any(|path| path.contains('\n')) {
         return Err(Refusal::invalid_parameter("paths"));
     }
-    let list = paths.join("\n");
-    additions.add(list.as_bytes()).map_err(|error| Refusal::not_possible(format!("{error:#}")))?;
+    let only_check = request.switch("onlyCheck")?.unwrap_or(false);
+    let checked = if only_check { additions.check(&paths) } else { additions.add(&paths) };
+    checked.map_err(|error| Refusal::not_possible(format!("{error:#}")))?;
+    if only_check {
+        return done();
+    }
     log::info!("the guest sees {} store paths more", paths.len());
     machine.parts.happenings.report("store-paths-added", json!({ "count": paths.len() }));
     done()

@@ -1,7 +1,8 @@
 //! The file system device (virtio 1.3, section 5.11), whose requests another process answers.
 //!
 //! Its front has the tag and the number of queues; every ring is the process's, and no request is
-//! looked at here. There is no notification queue and no DAX window: neither is offered.
+//! looked at here. There is no notification queue and no DAX window: nobody has the other half of
+//! either (ARCHITECTURE.md). What is counted is how often the process was lost and set up.
 //!
 //! When a process is gone for good, requests get an error here: Linux does not reset the device,
 //! and who waited for an answer could not even be killed.
@@ -12,9 +13,10 @@ use std::sync::{Arc, Mutex};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::chain::Chain;
+use super::counters::Counters;
 use super::device::{Activation, DeviceKind, Offer, VirtioDevice};
 use super::feature::TRANSPORT_FEATURES;
-use super::vhost::{self, Share, UserRings};
+use super::vhost::{self, Conversations, Share, UserRings};
 use crate::event::{LoopHandle, Registration};
 use crate::host::vhost::user::UserVhost;
 
@@ -52,6 +54,7 @@ pub struct FileSystem {
     request_queues: u16,
     transport_features: u64,
     rings: Arc<Mutex<UserRings>>,
+    conversations: Arc<Conversations>,
     home: LoopHandle,
     worker: Option<Registration>,
 }
@@ -93,6 +96,7 @@ impl FileSystem {
             config: config(&options.tag, request_queues),
             request_queues,
             transport_features,
+            conversations: rings.conversations(),
             rings: Arc::new(Mutex::new(rings)),
             home,
             worker: None,
@@ -119,6 +123,11 @@ impl VirtioDevice for FileSystem {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        let conversations = Arc::clone(&self.conversations);
+        Some(Box::new(move || conversations.read()))
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {

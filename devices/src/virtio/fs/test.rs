@@ -7,6 +7,7 @@ use crate::test::driver::Driver;
 use crate::test::hostile::Subject;
 use crate::test::liar::{Answer, FEATURES, Script, act};
 use crate::test::peer::{Peer, Place};
+use crate::virtio::counters::Reading;
 
 /// The loops of a device: its own, and the one that watches the time.
 struct Loops {
@@ -82,14 +83,23 @@ fn a_process_that_is_lost_is_reported_and_served_by_again_when_it_is_back() {
     let (lost, losses) = channel();
     let on_loss = move || lost.send(()).unwrap();
     let device = FileSystem::new(options("files"), vhost, loops.home.handle(), on_loss).unwrap();
+    let counters = device.counters().unwrap();
+    let counted = |[connections, losses, set_ups]: [u64; 3]| {
+        let names = [("connections", connections), ("losses", losses), ("set_ups", set_ups)];
+        assert_eq!(counters(), names.map(|(name, value)| Reading::total(name, value)));
+    };
     let mut driver = Driver::pci(Box::new(device));
+    counted([1, 0, 0]);
     driver.start();
     is_served(&mut driver);
+    counted([1, 0, 1]);
     drop(peer);
     losses.recv().unwrap();
+    counted([1, 1, 1]);
     let sent = driver.send(1, &[b"while away"], &[16]);
     let _peer = Peer::start(&place);
     assert_eq!(driver.wait_used(1), (u32::from(sent.head), 10));
+    counted([2, 1, 2]);
     driver.reset();
 }
 

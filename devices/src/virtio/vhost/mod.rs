@@ -29,7 +29,7 @@ use crate::interrupt::Interrupt;
 pub use self::kernel::KernelRings;
 pub use self::refusal::Refusal;
 use self::refusal::Refusing;
-pub use self::user::UserRings;
+pub use self::user::{Conversations, UserRings};
 
 /// Who was lost is looked for after this time, because a service manager may be quick,
 const FIRST_RETRY: Duration = Duration::from_millis(50);

@@ -2,24 +2,37 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use arch::memory::{GuestAddress, GuestMemory, NotRam};
 use vhost::vhost_user::Frontend;
 
 use super::{BackEnd, Exchange};
 use crate::host::vhost::user::UserVhost;
+use crate::virtio::counters::Totals;
+
+/// What is counted of a process: what it does with its rings, only it could tell.
+pub type Conversations = Totals<3>;
 
 /// A process as a back end.
 pub struct UserRings {
     vhost: UserVhost,
     on_presence: Box<dyn FnMut(bool) + Send>,
+    conversations: Arc<Conversations>,
 }
 
 impl UserRings {
     /// The rings of the process behind `vhost`; `on_presence` is told on the loop's thread when it
     /// is lost and when it is back.
     pub fn new(vhost: UserVhost, on_presence: impl FnMut(bool) + Send + 'static) -> Self {
-        Self { vhost, on_presence: Box::new(on_presence) }
+        let conversations = Arc::new(Totals::new(["connections", "losses", "set_ups"]));
+        conversations.add(&mut [1, 0, 0]);
+        Self { vhost, on_presence: Box::new(on_presence), conversations }
+    }
+
+    /// How often the process was connected to, was lost, and was given memory and rings.
+    pub fn conversations(&self) -> Arc<Conversations> {
+        Arc::clone(&self.conversations)
     }
 
     /// The conversation with the process.
@@ -44,6 +57,7 @@ impl BackEnd for UserRings {
     }
 
     fn start(&mut self, rings: &[usize]) -> io::Result<()> {
+        self.conversations.add(&mut [0, 0, 1]);
         self.vhost.enable(rings)
     }
 
@@ -67,10 +81,15 @@ impl BackEnd for UserRings {
     }
 
     fn reconnect(&mut self) -> io::Result<()> {
-        self.vhost.reconnect()
+        self.vhost.reconnect()?;
+        self.conversations.add(&mut [1, 0, 0]);
+        Ok(())
     }
 
     fn set_presence(&mut self, is_present: bool) {
+        if !is_present {
+            self.conversations.add(&mut [0, 1, 0]);
+        }
         (self.on_presence)(is_present);
     }
 }

@@ -259,6 +259,16 @@ mod test {
         let later = Dialect::from_help(&format!("{OWN}--readonly\n--log-level <LEVEL>\n")).unwrap();
         let readonly = Share { readonly: true, ..share() };
         assert_eq!(words(&later, &readonly, "/a"), "--shared-dir=/a --readonly --log-level=warn");
+        let later = format!("{OWN}--translate-uid <TRANSLATE_UID>\n--translate-gid <ID>\n");
+        let later = Dialect::from_help(&later).unwrap();
+        let (uid, gid) = ("squash-host:0:1000:65536", "map:100:200:1");
+        let translated =
+            Share { translate_uid: Some(uid.into()), translate_gid: Some(gid.into()), ..share() };
+        assert_eq!(
+            words(&later, &translated, "/a"),
+            format!("--shared-dir=/a --translate-uid={uid} --translate-gid={gid}")
+        );
+        let later = Dialect::from_help(&format!("{OWN}--readonly\n--log-level <LEVEL>\n")).unwrap();
         let loud = Share { arguments: vec!["--log-level=debug".into()], ..share() };
         assert_eq!(words(&later, &loud, "/a"), "--shared-dir=/a");
     }

@@ -8,8 +8,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use log::LevelFilter;
 use vmm::config::{
-    BootProtocol, Config, Console, Credential, Disk, Forward, Net, OnReboot, Pmem, Ready, Share,
-    StoreShare, Transport, Vsock, Watchdog,
+    BootProtocol, Config, Console, Credential, Disk, Forward, Machined, Net, OnReboot, Pmem, Ready,
+    Share, StoreShare, Transport, Vsock, Watchdog,
 };
 
 use crate::ctl::Control;
@@ -171,6 +171,9 @@ pub(crate) struct Machine {
     /// Where the running machine is controlled, by `nixvmm ctl` and varlinkctl(1).
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Registers the guest with systemd-machined, so that machinectl(1) knows it by this name.
+    #[arg(long, value_name = "[name=]NAME[,socket=SOCKET]", value_parser = devices::machined)]
+    machined: Option<Machined>,
     /// Virtio entropy device [default: on].
     #[arg(long, value_name = "on|off", value_parser = switch())]
     rng: Option<bool>,
@@ -307,6 +310,7 @@ impl Machine {
         replace(&mut config.console, self.console);
         replace(&mut config.serial, self.serial);
         config.control = self.control.or(config.control);
+        config.machined = self.machined.or(config.machined);
         replace(&mut config.rng, self.rng);
         if let Some(change) = self.balloon {
             change.apply(&mut config.balloon);

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use vmm::config::{
-    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Memory, Net, NetLink, Pmem, Share,
-    StoreShare, Vsock,
+    Balloon, ByteSize, Console, Disk, HugePages, LinkKeys, Machined, Memory, Net, NetLink, Pmem,
+    Share, StoreShare, Vsock,
 };
 
 use crate::key_values::KeyValues;
@@ -50,6 +50,13 @@ pub(crate) fn vsock(text: &str) -> Result<Vsock, String> {
         Some(_) => items.value("cid")?,
     };
     Ok(Vsock { cid, socket: items.value("socket")? })
+}
+
+/// The keys of `--machined`.
+pub(crate) fn machined(text: &str) -> Result<Machined, String> {
+    let items = KeyValues::parse(text, &["name", "socket"])?;
+    let default = Machined::new(items.required::<String>("name")?);
+    Ok(Machined { socket: items.value("socket")?.unwrap_or(default.socket), ..default })
 }
 
 /// `3:4:5`, one descriptor for each queue pair.

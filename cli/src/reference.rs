@@ -77,11 +77,12 @@ fn describe(page: &mut String, command: &Command, title: &str) {
     writeln!(page, "\n{}", about(command)).unwrap();
     // A flag of all verbs stands at the command that has them.
     let is_verb = command.get_subcommands().next().is_none();
-    let is_told = |argument: &&Arg| {
-        !matches!(argument.get_id().as_str(), "help" | "version")
-            && !(is_verb && argument.is_global_set())
+    let is_elsewhere = |argument: &&Arg| {
+        matches!(argument.get_id().as_str(), "help" | "version")
+            || is_verb && argument.is_global_set()
     };
-    let arguments: Vec<_> = command.get_arguments().filter(is_told).collect();
+    let arguments: Vec<_> =
+        command.get_arguments().filter(|argument| !is_elsewhere(argument)).collect();
     if !arguments.is_empty() {
         page.push_str("\n| argument | meaning |\n|---|---|\n");
     }

@@ -10,6 +10,7 @@ mod happenings;
 mod kvm;
 mod loop_thread;
 mod machine;
+mod machined;
 mod notify;
 mod run_state;
 pub mod sandbox;

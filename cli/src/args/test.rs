@@ -77,6 +77,7 @@ fn every_flag_reaches_the_machine() {
         "--console=pty",
         "--serial=file,path=s",
         "--control=c",
+        "--machined=m,socket=s",
         "--rng=off",
         "--balloon=off",
         "--transport=mmio",

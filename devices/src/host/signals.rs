@@ -7,8 +7,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
-/// The signals that ask the process to end: by systemd, by the terminal's keys, by its hang-up.
-pub const END_REQUESTS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+/// `machinectl poweroff` sends SIGRTMIN+4, as it counts with glibc, whatever this is built with.
+const MACHINE_POWEROFF: i32 = 34 + 4;
+
+/// The signals that ask the process to end: by systemd, by the terminal's keys, by its hang-up, by
+/// machinectl(1).
+pub const END_REQUESTS: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, MACHINE_POWEROFF];
 
 /// The signal that tells that disk images may have a new size.
 pub const IMAGES_CHANGED: i32 = libc::SIGUSR1;
@@ -79,6 +83,12 @@ mod test {
         unsafe { libc::raise(libc::SIGUSR2) };
         assert_eq!(signals.take(), Some(libc::SIGUSR2));
         assert_eq!(signals.take(), None);
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn machinectls_signal_has_the_number_that_glibc_gives_it() {
+        assert_eq!(MACHINE_POWEROFF, libc::SIGRTMIN() + 4);
     }
 
     #[test]

@@ -190,7 +190,7 @@ in
     registerWithMachined = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether the guest is registered with systemd-machined.";
+      description = "Whether systemd-machined of the host, 256 or later, knows the guest, so that machinectl lists and stops it.";
     };
 
     vsock = {

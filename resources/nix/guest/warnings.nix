@@ -14,11 +14,14 @@ let
     ++ optional (cfg.user != null) "microvm.user is not followed: the guest's unit runs it as the guest's own user"
     ++ optional cfg.graphics.enable "microvm.graphics is not followed: nixvmm has no display"
     ++ optional (cfg.devices != [ ]) "microvm.devices is not followed: nixvmm passes no devices through"
-    ++ optional cfg.registerWithMachined "microvm.registerWithMachined is not followed yet"
     ++ optional cfg.vfkit.rosetta.enable "microvm.vfkit.rosetta is not followed: it needs a Mac"
     ++ optional (lib.any (
       { label, autoCreate, ... }: label != null && !autoCreate
     ) cfg.volumes) "a volume with a label and without autoCreate is found by the label that somebody gives it"
+    ++ map (
+      { guest, host, ... }:
+      "microvm.forwardPorts: from the guest, every port of the host is at the gateway's address; a rule from ${guest.address}:${toString guest.port} to ${host.address}:${toString host.port} is not followed"
+    ) (builtins.filter ({ from, ... }: from == "guest") cfg.forwardPorts)
     ++ map (
       name: "microvm.${name}.extraArgs are those of another program and not followed: see microvm.nixvmm.extraConfig"
     ) (builtins.filter (name: cfg.${name}.extraArgs != [ ]) foreign);

@@ -48,6 +48,10 @@ let
     }
   ) cfg.vms;
 
+  machined = "systemd-machined.service";
+  isRegistered = runner: runner.passthru.registerWithMachined or runner.registerWithMachined or false;
+  registered = lib.filterAttrs (_: { runner, foreign, ... }: isRegistered runner && !foreign) guests;
+
   onlyByName = builtins.filter (name: !(cfg.vms ? ${name})) cfg.autostart;
   users = lib.unique (
     mapAttrsToList (_: { user, ... }: user) guests ++ map (name: "vm-${name}") onlyByName
@@ -110,11 +114,13 @@ let
         }
         // optionalAttrs (user != "vm-${name}") { User = user; };
         restartTriggers = [ runner ];
-        after = [ "install-microvm-${name}.service" ];
+        after = [ "install-microvm-${name}.service" ] ++ optional (isRegistered runner) machined;
+        wants = optional (isRegistered runner) machined;
         unitConfig = optionalAttrs cfg.host.stopOrphans {
           StopPropagatedFrom = "install-microvm-${name}.service";
         };
       }
+      (mkIf (foreign && isRegistered runner) units.registering)
       (if foreign then units.foreign runner else { serviceConfig = units.paths guest.microvm; })
     ]);
 
@@ -153,6 +159,17 @@ in
         }
       ]) cfg.vms
     );
+
+    warnings = mapAttrsToList (
+      name: { guest, user, ... }:
+      "microvm.vms.${name}: machined is to know it as ${guest.networking.hostName}, and its user ${user} may register vm-NAME as NAME only: let networking.hostName be its name"
+    ) (lib.filterAttrs (_: { guest, user, ... }: user != "vm-${guest.networking.hostName}") registered);
+
+    # Who runs a guest has no rights of root, and machined asks polkit.
+    security.polkit = mkIf (registered != { }) {
+      enable = mkDefault true;
+      extraConfig = builtins.readFile ../../systemd/nixvmm-machined.rules;
+    };
 
     boot.kernelModules = [
       "tap"

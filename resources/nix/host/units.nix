@@ -77,6 +77,12 @@ rec {
     };
   };
 
+  # It registers itself by scripts for root.
+  registering.serviceConfig = {
+    ExecStartPost = "+${stateDir}/%i/booted/bin/microvm-register $MAINPID";
+    ExecStopPost = "+${stateDir}/%i/booted/bin/microvm-unregister";
+  };
+
   open = {
     DevicePolicy = "auto";
     MemoryDenyWriteExecute = false;

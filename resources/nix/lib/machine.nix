@@ -142,6 +142,7 @@ let
     watchdog = cfg.nixvmm.watchdog;
     on-reboot = cfg.nixvmm.onReboot;
   }
+  // optionalAttrs cfg.registerWithMachined { machined.name = hostName; }
   // optionalAttrs (shares != [ ]) { shares = map share shares; }
   // optionalAttrs servesStore { store-share = storeShare; };
 in

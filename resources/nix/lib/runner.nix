@@ -128,8 +128,7 @@ host.buildPackages.runCommand "microvm-nixvmm-${hostName}"
       supportsNotifySocket = true;
       tapMultiQueue = true;
       hypervisor = "nixvmm";
-      registerWithMachined = false;
-      inherit (cfg) machineId;
+      inherit (cfg) machineId registerWithMachined;
       inherit machine machineFile programs;
     };
   }

@@ -149,6 +149,11 @@ in
           user = "somebody";
           mem = 16;
           devices = [ { bus = "pci"; path = "0000:01:00.0"; } ];
+          interfaces = [ (interface // { type = "user"; }) ];
+          forwardPorts = [
+            { from = "guest"; host.port = 80; guest.port = 80; }
+            { host.port = 2222; guest.port = 22; }
+          ];
         }))
       ];
       expected = [
@@ -158,6 +163,7 @@ in
           "microvm.user"
           "microvm.graphics"
           "microvm.devices"
+          "microvm.forwardPorts:"
           "microvm.qemu.extraArgs"
         ]
       ];

@@ -171,6 +171,35 @@ in
         hasFileServer = true;
       };
     };
+    "host: a guest that machined shall know may say so, and comes after it" = {
+      found =
+        let
+          listed = hostName: guest {
+            networking = { inherit hostName; };
+            microvm.registerWithMachined = true;
+          };
+          config = host {
+            microvm.vms.web = evaluated (listed "web");
+            microvm.vms.db = evaluated (listed "database");
+            microvm.vms.other = evaluated (guest { });
+          };
+          comesAfter = name: lib.elem "systemd-machined.service" config.systemd.services.${name}.after;
+        in
+        {
+          order = map comesAfter [ "nixvmm@web" "nixvmm@other" ];
+          rule = lib.hasInfix "create-machine" config.security.polkit.extraConfig;
+          inherit (config.security.polkit) enable;
+          warned = map (warning: lib.head (lib.splitString ":" warning)) config.warnings;
+          without = (host { microvm.vms.other = evaluated (guest { }); }).security.polkit;
+        };
+      expected = {
+        order = [ true false ];
+        rule = true;
+        enable = true;
+        warned = [ "microvm.vms.db" ];
+        without = { };
+      };
+    };
     "host: folders of shares are made where they are absolute" = {
       found = lib.attrNames config.systemd.tmpfiles.settings."10-microvm";
       expected = [

@@ -359,6 +359,16 @@ in
         mainProgram = "microvm-run";
       };
     };
+    "machine: machined knows it by its host name, if it shall" = {
+      found = map (registerWithMachined: (machine (guest { microvm = { inherit registerWithMachined; }; })).machined or null) [
+        false
+        true
+      ];
+      expected = [
+        null
+        { name = "guest"; }
+      ];
+    };
     "runner: users can add to the scripts of interfaces" = {
       found =
         let

@@ -59,6 +59,7 @@ in
     nix.package = value pkgs.nix;
     nix.optimise.automatic = value false;
     nix.settings.auto-optimise-store = value false;
+    security.polkit = value { };
     security.virtualisation.flushL1DataCache = value null;
     system.switch.enable = value true;
     system.build = value {

@@ -86,18 +86,18 @@ pub(super) fn resolve_output(flag: &str, path: &mut PathBuf) -> Result<()> {
 /// A socket to listen on; one that a dead process left behind may be in its place.
 pub(super) fn resolve_socket(flag: &str, path: &mut PathBuf) -> Result<()> {
     resolve(flag, path, |path| {
-        let length = path.as_os_str().as_bytes().len();
-        ensure!(
-            length <= MAX_SOCKET_PATH_BYTES,
-            "{length} bytes long, and a socket's path has at most {MAX_SOCKET_PATH_BYTES}: \
-             use a shorter folder",
-        );
+        check_socket_length(path)?;
         match fs::symlink_metadata(path) {
             Ok(file) if file.file_type().is_socket() => Ok(()),
             Ok(_) => bail!("exists and is no socket: remove it or choose another name"),
             Err(_) => check_parent(path),
         }
     })
+}
+
+/// A socket to connect to, where somebody may listen or not.
+pub(super) fn resolve_server(flag: &str, path: &mut PathBuf) -> Result<()> {
+    resolve(flag, path, check_socket_length)
 }
 
 /// A symbolic link to make; an older one may be in its place.
@@ -117,6 +117,16 @@ fn resolve<T>(flag: &str, path: &mut PathBuf, check: impl FnOnce(&Path) -> Resul
     let checked = check(&absolute).with_context(context)?;
     *path = absolute;
     Ok(checked)
+}
+
+fn check_socket_length(path: &Path) -> Result<()> {
+    let length = path.as_os_str().as_bytes().len();
+    ensure!(
+        length <= MAX_SOCKET_PATH_BYTES,
+        "{length} bytes long, and a socket's path has at most {MAX_SOCKET_PATH_BYTES}: \
+         use a shorter folder",
+    );
+    Ok(())
 }
 
 fn check_parent(path: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Config, Disk, Pmem, Share, Smbios, StoreShare, Vsock, nearest};
+use super::{Config, Disk, Machined, Pmem, Share, Smbios, StoreShare, Vsock, nearest};
 
 /// Longest configuration file, so that a wrong path does not fill memory. A machine with hundreds
 /// of disks needs a tenth of it.
@@ -107,6 +107,7 @@ pub(super) fn every_key() -> Option<Value> {
         shares: vec![Share::default()],
         store_share: Some(StoreShare::default()),
         vsock: Some(Vsock::default()),
+        machined: Some(Machined::new("")),
         smbios: Smbios::default(),
         ..Config::default()
     })

@@ -11,6 +11,7 @@ mod credential;
 mod files;
 mod forward;
 mod layers;
+mod machined;
 mod names;
 mod net;
 mod resolve;
@@ -32,6 +33,7 @@ pub use console::Console;
 pub use credential::{Credential, CredentialContent};
 pub use files::MAX_SOCKET_PATH_BYTES;
 pub use forward::{Forward, ForwardError, Protocol};
+pub use machined::Machined;
 pub use names::nearest;
 pub use net::{DEFAULT_QUEUE_PAIRS_MAX, MAX_QUEUE_PAIRS};
 pub use net::{LinkKeys, LinkKind, Mac, MacError, Net, NetLink, VhostNet};
@@ -79,6 +81,8 @@ pub struct Config {
     pub serial: Console,
     /// The unix socket at which the running machine is controlled. Default: none.
     pub control: Option<PathBuf>,
+    /// What systemd-machined of the host knows the guest by. Default: it does not.
+    pub machined: Option<Machined>,
     /// Whether there is a virtio entropy device. Default: yes.
     pub rng: bool,
     /// The memory balloon, which gives memory back to the host.
@@ -123,6 +127,7 @@ impl Default for Config {
             console: Console::Stdio,
             serial: Console::Off,
             control: None,
+            machined: None,
             rng: true,
             balloon: Balloon::default(),
             transport: Transport::Pci,

@@ -50,6 +50,7 @@ impl Config {
         self.check_processors_and_memory()?;
         self.resolve_consoles()?;
         self.resolve_control()?;
+        self.resolve_machined()?;
         self.resolve_credentials()?;
         self.check_smbios()?;
         self.check_readiness()?;

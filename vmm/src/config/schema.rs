@@ -44,6 +44,7 @@ fn a_misspelt_key_is_compared_with_all_that_the_types_have() {
         ("console", "Console"),
         ("credentials", "Credential"),
         ("disks", "Disk"),
+        ("machined", "Machined"),
         ("memory", "Memory"),
         ("nets", "Net"),
         ("pmems", "Pmem"),

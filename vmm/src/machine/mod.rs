@@ -32,6 +32,7 @@ use crate::config::{self, BootProtocol, Config, OnReboot, Watchdog};
 use crate::exit::Exit;
 use crate::happenings::Happenings;
 use crate::kvm::{Hypervisor, Vm};
+use crate::machined::Enrolment;
 use crate::notify::Notifier;
 use crate::run_state::{Ending, Endings, Phase, RunState};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -54,8 +55,7 @@ pub(crate) struct Machine {
     happenings: Happenings,
     notifier: Notifier,
     _control: Registration,
-    _heartbeat: Option<Registration>,
-    _delivery: Option<Registration>,
+    _reports: Vec<Registration>,
 }
 
 /// The opened files that a guest is loaded from, as often as it starts.
@@ -114,8 +114,7 @@ impl Machine {
         let control = Control::new(signals, listener, steering, event_loop.handle())?;
         let end_requested = control.end_requested();
         let control = event_loop.add(Box::new(control))?;
-        let heartbeat = notifier.heartbeat()?.map(|beat| event_loop.add(Box::new(beat)));
-        let delivery = notifier.delivery().map(|delivery| event_loop.add(Box::new(delivery)));
+        let reports = reports(&config, &notifier, &devices, &mut event_loop)?;
         timing.end_step("processor threads");
 
         // 7. Everything is open: the last door closes.
@@ -137,8 +136,7 @@ impl Machine {
             happenings,
             notifier,
             _control: control,
-            _heartbeat: heartbeat.transpose()?,
-            _delivery: delivery.transpose()?,
+            _reports: reports,
         })
     }
 
@@ -245,6 +243,26 @@ fn spawn_processors(
     let rules = sandbox.clone();
     let threads = VcpuThreads::spawn(count, &shared, move || rules.enter_thread(ThreadKind::Vcpu))?;
     Ok((shared, threads))
+}
+
+/// Who keeps the host's service managers informed.
+fn reports(
+    config: &Config,
+    notifier: &Notifier,
+    devices: &Devices,
+    event_loop: &mut EventLoop,
+) -> Result<Vec<Registration>> {
+    let mut reports = Vec::new();
+    if let Some(heartbeat) = notifier.heartbeat()? {
+        reports.push(event_loop.add(Box::new(heartbeat))?);
+    }
+    if let Some(delivery) = notifier.delivery() {
+        reports.push(event_loop.add(Box::new(delivery))?);
+    }
+    if let Some(enrolment) = Enrolment::begin(config, devices.context_id()) {
+        reports.push(event_loop.add(Box::new(enrolment))?);
+    }
+    Ok(reports)
 }
 
 /// The hands on the machine, with all that they hold.

@@ -12,9 +12,9 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::{
-    Balloon, BootProtocol, Credential, Engine, Forward, HugePages, Memory, Net, NetLink, OnReboot,
-    Pmem, Ready, Share, ShareCache, ShareSandbox, Smbios, StoreShare, Transport, VhostNet, Vsock,
-    Watchdog,
+    Balloon, BootProtocol, Credential, Engine, Forward, HugePages, Machined, Memory, Net, NetLink,
+    OnReboot, Pmem, Ready, Share, ShareCache, ShareSandbox, Smbios, StoreShare, Transport,
+    VhostNet, Vsock, Watchdog,
 };
 use super::*;
 

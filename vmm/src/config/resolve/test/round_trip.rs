@@ -37,6 +37,7 @@ proptest! {
                 Net { vhost: VhostNet::Off, ..Net::new(NetLink::Macvtap(vec![7, 5])) },
                 Net::new(NetLink::User),
             ],
+            machined: rng.then(|| Machined::new("web.example")),
             store_share: oem_strings.len().checked_sub(1).map(|more| StoreShare {
                 tag: "store".into(),
                 store: fixture.path(""),

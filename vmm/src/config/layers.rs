@@ -69,10 +69,18 @@ fn read(file: &Path) -> Result<String> {
 }
 
 fn parse(text: &str) -> Result<Config> {
-    serde_json::from_str(text).map_err(|error| match unknown_key(text) {
-        Some(refusal) => refusal.context(format!("line {}", error.line())),
-        None => error.into(),
-    })
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let config = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        if let Some(refusal) = unknown_key(text) {
+            return refusal.context(format!("line {}", error.inner().line()));
+        }
+        let path = error.path().to_string();
+        let error = anyhow::Error::new(error.into_inner());
+        // A text that is no JSON, or no object, is wrong in no key.
+        if path == "." { error } else { error.context(path) }
+    })?;
+    deserializer.end()?;
+    Ok(config)
 }
 
 fn lay_over(below: &mut Value, layer: Value) {
@@ -220,19 +228,36 @@ mod test {
     fn a_wrong_value_is_refused_with_its_place() {
         refused(
             r#"{"cpus": "four"}"#,
-            "invalid type: string \"four\", expected u32 at line 1 column 15",
+            "/0.json: cpus: invalid type: string \"four\", expected u32 at line 1 column 15",
         );
         refused(
             r#"{"memory": {"size": "4GB"}}"#,
-            "\"4GB\": not a size: write bytes or a binary unit, as in 4096, 512M or 4GiB \
+            "/0.json: memory.size: \"4GB\": not a size: write bytes or a binary unit, as in 4096, 512M or 4GiB \
              at line 1 column 25",
         );
         refused(
             r#"{"transport": "isa"}"#,
-            "unknown variant `isa`, expected `pci` or `mmio` at line 1 column 19",
+            "/0.json: transport: unknown variant `isa`, expected `pci` or `mmio` at line 1 column 19",
         );
-        refused(r#"{"console": {"kind": "file"}}"#, "this kind needs a `path` at line 1 column 29");
+        refused(
+            r#"{"console": {"kind": "file"}}"#,
+            "/0.json: console: this kind needs a `path` at line 1 column 29",
+        );
+        refused(
+            r#"{"disks": [{"path": "a"}, {"path": "b", "readonly": "no"}]}"#,
+            "/0.json: disks[1].readonly: invalid type: string \"no\", expected a boolean \
+             at line 1 column 56",
+        );
+        refused(
+            r#"{"nets": [{"type": "user", "mac": 1}]}"#,
+            "/0.json: nets[0].mac: invalid type: integer `1`, expected a string at line 1 column 35",
+        );
+        refused(
+            r#"{"disks": [{}]}"#,
+            "/0.json: disks[0]: missing field `path` at line 1 column 13",
+        );
         refused(r#"{"cpus": 1, "cpus": 2}"#, "duplicate field `cpus` at line 1 column 18");
+        refused("{} x", "/0.json: trailing characters at line 1 column 4");
         refused("", "EOF while parsing a value at line 1 column 0");
     }
 

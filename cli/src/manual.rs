@@ -42,7 +42,10 @@ pub(crate) const SYNOPSIS: [(&str, &str); 8] = [
     ("nixvmm check", "[OPTIONS]"),
     ("nixvmm ctl", "SOCKET VERB [ARGUMENTS] [--json]"),
     ("nixvmm vm", "VERB [NAME] [ARGUMENTS] [--state DIR]"),
-    ("microvm", "-c NAME [-f FLAKE] | -u [-R] NAME... | -r NAME | -s NAME [COMMAND] | -l"),
+    (
+        "microvm",
+        "-c NAME [-f FLAKE | -i EXISTING] | -u [-R] NAME... | -r NAME | -s NAME [COMMAND] | -l",
+    ),
     ("nixvmm unpack-kernel", "BZIMAGE VMLINUX"),
     ("nixvmm completions", "SHELL"),
     ("nixvmm man", ""),

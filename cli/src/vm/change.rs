@@ -18,11 +18,20 @@ use super::units::{self, Unit};
 pub(super) enum Source {
     Flake(Flake),
     Runner(PathBuf),
+    /// The runner that another guest has by now: one system, several machines.
+    InstanceOf(Name),
 }
 
 impl Source {
     /// What was asked for, with paths that are right from every folder.
-    pub(super) fn new(flake: Option<Flake>, runner: Option<PathBuf>) -> Result<Self> {
+    pub(super) fn new(
+        flake: Option<Flake>,
+        runner: Option<PathBuf>,
+        instance_of: Option<Name>,
+    ) -> Result<Self> {
+        if let Some(other) = instance_of {
+            return Ok(Self::InstanceOf(other));
+        }
         match (flake, runner) {
             (_, Some(runner)) => {
                 let path = fs::canonicalize(&runner)
@@ -43,7 +52,7 @@ pub(super) fn create(state: &State, name: &Name, source: Source) -> Result<()> {
     let stage = state.stage(name)?;
     // Somebody else may have been faster until now, and cannot be from here on.
     ensure_vacant(&folder)?;
-    fill(stage.folder(), source)?;
+    fill(stage.folder(), state, source)?;
     prepare(stage.folder(), state, unit.as_ref())?;
     let finish = || {
         roots::add(&folder)?;
@@ -74,7 +83,7 @@ fn ensure_vacant(folder: &Folder) -> Result<()> {
 }
 
 /// Puts a built guest into `folder`.
-fn fill(folder: &Folder, source: Source) -> Result<()> {
+fn fill(folder: &Folder, state: &State, source: Source) -> Result<()> {
     let name = folder.name();
     let current = folder.link(Link::Current);
     match source {
@@ -86,6 +95,18 @@ fn fill(folder: &Folder, source: Source) -> Result<()> {
                 .with_context(|| format!("{name}: cannot write {}", file.display()))?;
         }
         Source::Runner(runner) => folder.set_target(Link::Current, &runner)?,
+        Source::InstanceOf(other) => {
+            let runner = state.guest(&other)?.link(Link::Current);
+            let runner = fs::canonicalize(&runner)
+                .with_context(|| format!("{other}: {} leads nowhere", runner.display()))?;
+            folder.set_target(Link::Current, &runner)?;
+            let values = state.folder(name).path().join("machine.d");
+            log::info!(
+                "{name}: has the system of {other}; what shall differ, such as `memory` and the \
+                 `mac` of `nets`, goes into {}/*.json",
+                values.display(),
+            );
+        }
     }
     flake::check(name, &current)
 }

@@ -38,6 +38,9 @@ pub(crate) struct Microvm {
     /// Flake for -c.
     #[arg(short = 'f', value_name = "FLAKE", requires = "create")]
     flake: Option<Flake>,
+    /// Guest whose system -c takes, in place of a flake.
+    #[arg(short = 'i', value_name = "EXISTING", requires = "create", conflicts_with = "flake")]
+    instance_of: Option<Name>,
     /// Restarts what -u has changed.
     #[arg(short = 'R', requires = "update")]
     restart: bool,
@@ -72,7 +75,13 @@ impl Microvm {
         }
         ensure!(self.rest.is_empty(), "only -u and -s take more names or words");
         Ok(match (self.create, self.run) {
-            (Some(name), _) => Verb::Create { name, flake: self.flake, runner: None, start: false },
+            (Some(name), _) => Verb::Create {
+                name,
+                flake: self.flake,
+                runner: None,
+                instance_of: self.instance_of,
+                start: false,
+            },
             (_, Some(name)) => Verb::Run { name },
             _ => Verb::List { json: false, outdated: true },
         })
@@ -97,6 +106,10 @@ mod test {
             panic!("-c creates")
         };
         assert_eq!((name.as_str(), flake), ("web", Some("/etc/x".parse().unwrap())));
+        let Verb::Create { instance_of, .. } = verb(&["-c", "db", "-i", "web"]) else {
+            panic!("-c creates")
+        };
+        assert_eq!(instance_of.unwrap().as_str(), "web");
         let Verb::Update { names, restart, .. } = verb(&["-Ru", "web", "db"]) else {
             panic!("-u updates")
         };
@@ -119,7 +132,14 @@ mod test {
 
     #[test]
     fn what_is_no_command_of_upstream_is_refused() {
-        for bad in [&["-u"][..], &["-c", "../x"], &["-c", "a", "-l"], &["-R", "-l"], &["-f", "x"]] {
+        for bad in [
+            &["-u"][..],
+            &["-c", "../x"],
+            &["-c", "a", "-l"],
+            &["-R", "-l"],
+            &["-f", "x"],
+            &["-i", "x"],
+        ] {
             let arguments = [NAME].iter().chain(bad);
             assert!(Microvm::try_parse_from(arguments).is_err(), "{bad:?}");
         }

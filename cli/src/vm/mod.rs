@@ -56,6 +56,9 @@ enum Verb {
         /// A runner that is built already, in place of a flake.
         #[arg(long, value_name = "DIR", conflicts_with = "flake")]
         runner: Option<PathBuf>,
+        /// A guest whose system this one has too, as it is now; nothing is built.
+        #[arg(long, short, value_name = "EXISTING", conflicts_with_all = ["flake", "runner"])]
+        instance_of: Option<Name>,
         /// Starts it too.
         #[arg(long)]
         start: bool,
@@ -207,8 +210,8 @@ impl Verb {
     fn run(self, state: &State) -> Result<u8> {
         let done = match self {
             Self::Status { name, json } => return list::status(state, &name, json),
-            Self::Create { name, flake, runner, start } => {
-                create(state, &name, Source::new(flake, runner)?, start)
+            Self::Create { name, flake, runner, instance_of, start } => {
+                create(state, &name, Source::new(flake, runner, instance_of)?, start)
             }
             Self::Update { names, all, restart } => {
                 let names = if all { change::updatable(state)? } else { names };

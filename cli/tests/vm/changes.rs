@@ -84,6 +84,25 @@ fn a_runner_needs_no_nix_and_takes_over_the_state_that_is_there() {
 }
 
 #[test]
+fn an_instance_has_the_system_of_another_guest_and_nothing_is_built() {
+    let host = Host::with_web();
+    host.calls();
+    let output = host.vm(&["create", "db", "--instance-of", "web"]);
+    assert_done(&output);
+    assert!(text(&output.stderr).contains("state/db/machine.d/*.json"), "{}", text(&output.stderr));
+    assert_eq!(host.entries("state/db"), ["current"]);
+    let runner = fs::canonicalize(host.path("runner-1")).unwrap();
+    assert_eq!(fs::read_link(host.path("state/db/current")).unwrap(), runner);
+    assert_eq!(host.calls(), [""; 0]);
+    // What becomes of the one is nothing to the other.
+    assert_done(&host.vm(&["destroy", "web"]));
+    assert_eq!(fs::read_link(host.path("state/db/current")).unwrap(), runner);
+    let output = host.vm(&["create", "other", "-i", "web"]);
+    assert_refused(&output, 1, &["web: there is no such guest"]);
+    assert_eq!(host.entries("state"), ["db", "web"]);
+}
+
+#[test]
 fn names_that_lead_elsewhere_are_refused_by_every_verb() {
     let host = Host::with_web();
     host.calls();

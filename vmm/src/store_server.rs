@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use devices::host::program;
 use devices::store::closure::Closure;
 use devices::store::server::Server;
 use devices::store::tree::Store;
@@ -65,6 +66,7 @@ impl StoreServer {
         if let Some(sandbox) = sandbox {
             sandbox.close()?;
         }
+        program::release_start_up();
         server.wait().context("the machine breaks the protocol")
     }
 }

@@ -54,6 +54,10 @@ in
         ) (builtins.filter ({ proto, ... }: proto == "9p") cfg.shares)
       );
 
+      warnings = map (warning: "MicroVM ${config.networking.hostName}: ${warning}") (
+        import ./lib/unfollowed-forwards.nix cfg.forwardPorts
+      );
+
       boot.initrd.systemd.enable = lib.mkOverride 900 true;
       boot.initrd.kernelModules = [ "virtio_console" ];
       boot.initrd.availableKernelModules = [

@@ -18,10 +18,7 @@ let
     ++ optional (lib.any (
       { label, autoCreate, ... }: label != null && !autoCreate
     ) cfg.volumes) "a volume with a label and without autoCreate is found by the label that somebody gives it"
-    ++ map (
-      { guest, host, ... }:
-      "microvm.forwardPorts: from the guest, every port of the host is at the gateway's address; a rule from ${guest.address}:${toString guest.port} to ${host.address}:${toString host.port} is not followed"
-    ) (builtins.filter ({ from, ... }: from == "guest") cfg.forwardPorts)
+    ++ import ../lib/unfollowed-forwards.nix cfg.forwardPorts
     ++ map (
       name: "microvm.${name}.extraArgs are those of another program and not followed: see microvm.nixvmm.extraConfig"
     ) (builtins.filter (name: cfg.${name}.extraArgs != [ ]) foreign);

@@ -116,6 +116,16 @@ in
         "virtiofs"
       ];
     };
+    "adapter: what is forwarded from the guest is warned of" = {
+      found = map (config: lib.length config.warnings) [
+        config
+        (beside {
+          inherit (microvm) interfaces;
+          forwardPorts = [ { from = "guest"; host.port = 80; guest.port = 80; } ];
+        })
+      ];
+      expected = [ 0 1 ];
+    };
     "adapter: forwarded ports without a network of type user still are" = {
       found = lib.length (refusals (beside { inherit (microvm) forwardPorts; }));
       expected = 1;

@@ -1,4 +1,4 @@
 # overlays.default: nixvmm among the packages.
-final: prev: {
+final: _: {
   nixvmm = final.pkgsStatic.callPackage ./package.nix { };
 }

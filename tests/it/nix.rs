@@ -1,6 +1,7 @@
 //! The Nix files: whether they parse, and whether they evaluate to what they shall.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,6 +31,7 @@ const STORE: &[&str] = &[
 pub(crate) fn trials() -> Vec<Trial> {
     let checks: &[HostTest] = &[
         ("nix::every_file_parses", parse),
+        ("nix::every_name_is_used", lint),
         ("nix::modules_evaluate_to_what_is_expected_and_nixvmm_takes_their_machines", evaluate),
     ];
     checks.iter().map(host_trial).collect()
@@ -39,13 +41,25 @@ fn parse() -> Result<()> {
     if !is_installed() {
         return Ok(());
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut files = vec![root.join("flake.nix")];
-    find_nix_files(&root.join("resources/nix"), &mut files)?;
-    ensure!(files.len() > 20, "only {} Nix files found", files.len());
-    let output = Command::new("nix-instantiate").arg("--parse").args(&files).output()?;
+    let output = Command::new("nix-instantiate").arg("--parse").args(&nix_files()?).output()?;
     let complaints = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{complaints}");
+    Ok(())
+}
+
+/// Names that nobody uses.
+fn lint() -> Result<()> {
+    let output = match Command::new("deadnix").arg("--fail").args(nix_files()?).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            eprintln!(
+                "\nNOT CHECKED: whether the Nix files have names that nobody uses, because deadnix \
+                 is not installed (`cargo install deadnix`)"
+            );
+            return Ok(());
+        }
+        output => output.context("deadnix cannot be run")?,
+    };
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 
@@ -125,6 +139,14 @@ fn is_installed() -> bool {
         eprintln!("\nNOT CHECKED: nix-instantiate is not installed (Debian: nix-bin)");
     }
     is_installed
+}
+
+fn nix_files() -> Result<Vec<PathBuf>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![root.join("flake.nix")];
+    find_nix_files(&root.join("resources/nix"), &mut files)?;
+    ensure!(files.len() > 20, "only {} Nix files found", files.len());
+    Ok(files)
 }
 
 fn find_nix_files(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {

@@ -16,7 +16,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Within so long any kernel that lives does something, if only for its clocks.
 const LIFE: Duration = Duration::from_secs(10);
 
-/// Where KVM counts, a folder for each machine, named by the thread that made it and its descriptor.
+/// Where KVM counts, a folder for each machine, named by the thread that made it and its
+/// descriptor.
 const KVM_STATISTICS: &str = "/sys/kernel/debug/kvm";
 
 /// Where the host's kernel says why processors leave guests and which interrupts they get.

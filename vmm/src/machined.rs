@@ -61,8 +61,8 @@ impl Call {
 }
 
 impl Enrolment {
-    /// Asks machined to know the guest, if the configuration wants that; `context_id` is the guest's
-    /// in the host's kernel. What goes wrong is logged.
+    /// Asks machined to know the guest, if the configuration wants that; `context_id` is the
+    /// guest's in the host's kernel. What goes wrong is logged.
     pub(crate) fn begin(config: &Config, context_id: Option<u32>) -> Option<Self> {
         let machined = config.machined.clone()?;
         let unit = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| service(&text));

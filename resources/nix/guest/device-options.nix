@@ -2,7 +2,7 @@
 { config, lib, ... }:
 
 let
-  inherit (lib) literalExpression mkOption types;
+  inherit (lib) mkOption types;
   inherit (types) submodule;
 
   hostName = config.networking.hostName or "$HOSTNAME";

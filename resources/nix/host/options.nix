@@ -1,6 +1,5 @@
 # Every option that a host has, with names, types and defaults as in microvm.nix.
 {
-  config,
   lib,
   pkgs,
   ...

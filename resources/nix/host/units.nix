@@ -2,7 +2,7 @@
 { lib, pkgs, stateDir }:
 
 let
-  inherit (lib) hasPrefix optional optionals unique;
+  inherit (lib) hasPrefix optional unique;
 
   isDefault = stateDir == "/var/lib/microvms";
 in

@@ -1,5 +1,5 @@
 # Names, types and defaults that a configuration for microvm.nix counts on.
-{ lib, evaluate, guest, host, throws, ... }:
+{ lib, guest, host, throws, ... }:
 
 let
   plain = (guest { }).microvm;

@@ -232,12 +232,13 @@ mod test {
         );
         refused(
             r#"{"memory": {"size": "4GB"}}"#,
-            "/0.json: memory.size: \"4GB\": not a size: write bytes or a binary unit, as in 4096, 512M or 4GiB \
-             at line 1 column 25",
+            "/0.json: memory.size: \"4GB\": not a size: write bytes or a binary unit, as in \
+             4096, 512M or 4GiB at line 1 column 25",
         );
         refused(
             r#"{"transport": "isa"}"#,
-            "/0.json: transport: unknown variant `isa`, expected `pci` or `mmio` at line 1 column 19",
+            "/0.json: transport: unknown variant `isa`, expected `pci` or `mmio` \
+             at line 1 column 19",
         );
         refused(
             r#"{"console": {"kind": "file"}}"#,
@@ -250,7 +251,8 @@ mod test {
         );
         refused(
             r#"{"nets": [{"type": "user", "mac": 1}]}"#,
-            "/0.json: nets[0].mac: invalid type: integer `1`, expected a string at line 1 column 35",
+            "/0.json: nets[0].mac: invalid type: integer `1`, expected a string \
+             at line 1 column 35",
         );
         refused(
             r#"{"disks": [{}]}"#,

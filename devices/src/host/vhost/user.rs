@@ -136,17 +136,21 @@ impl UserVhost {
         })
     }
 
-    /// Stops rings; the answer to the last request says that the process has let go of them. One
-    /// that does not answer is not spoken to any more.
+    /// Stops rings; the answer to the last request says that the process has let go of them. Who can
+    /// be told of a reset then forgets the device's state too. One that does not answer is not
+    /// spoken to any more.
     pub fn stop(&mut self, rings: &[usize]) -> io::Result<()> {
         let has_enable = self.conversation.has_protocol_features();
+        let has_reset =
+            self.conversation.protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE);
         let outcome = self.exchange(|frontend| {
-            rings.iter().try_for_each(|ring| {
+            for ring in rings {
                 if has_enable {
                     frontend.set_vring_enable(*ring, false)?;
                 }
-                frontend.get_vring_base(*ring).map(|_| ())
-            })
+                frontend.get_vring_base(*ring)?;
+            }
+            if has_reset { frontend.reset_device() } else { Ok(()) }
         });
         if outcome.is_err() {
             self.hang_up();
@@ -199,6 +203,7 @@ impl Conversation {
     fn introduce(&mut self) -> io::Result<()> {
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIG;
         let ring_count = self.ring_count;
         let found = self.exchange(|frontend| {

@@ -55,6 +55,16 @@ fn a_driver_reads_files_through_its_rings() {
         assert_eq!(driver.request(HIGH_PRIORITY, &[&forget], &[]), b"");
         let read = ReadRequest { bytes: 1, ..ReadRequest::default() };
         assert_eq!(ask(&mut driver, READ, file, read.as_bytes(), &[16, 1]), Err(libc::ESTALE));
+        // A reset ends the session, and what was known to it is forgotten.
+        assert!(store.is_in_session());
+        driver.reset();
+        assert!(!store.is_in_session());
+        assert_eq!(store.nodes().len(), 1);
+        driver.start();
+        let early = ask(&mut driver, LOOKUP, ROOT_ID, b"shown\0", &[16, 128]);
+        assert_eq!(early, Err(libc::EIO));
+        ask(&mut driver, INIT, 0, &init(u32::MAX), &[16, 64]).unwrap();
+        ask(&mut driver, LOOKUP, ROOT_ID, b"shown\0", &[16, 128]).unwrap();
         drop(driver);
         drop(loops);
         server.join().unwrap().unwrap();

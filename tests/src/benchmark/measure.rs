@@ -79,12 +79,13 @@ pub fn run(plan: &Plan) -> Result<()> {
                     figures.notes.push(format!("store: {error:#}"));
                 }
             }
-            Topic::Net => {
+            Topic::Net | Topic::NetExits => {
                 let _network = network::Network::set_up(&host.stage)?;
                 for link in &plan.links {
-                    let what = format!("network, {}", link.name());
-                    let measure = |host: &Host<'_>, vmm: Vmm, figures: &mut _| {
-                        host.network(vmm, *link, figures)
+                    let what = format!("{topic:?}, {}", link.name());
+                    let measure = |host: &Host<'_>, vmm: Vmm, figures: &mut _| match topic {
+                        Topic::Net => host.network(vmm, *link, figures),
+                        _ => host.network_exits(vmm, *link, figures),
                     };
                     host.each(&mut figures, &what, measure);
                     figures.save(&plan.results)?;

@@ -227,7 +227,9 @@ fn qemu_link(link: Link, bus: &str) -> Vec<String> {
     let tap = |vhost: &str| {
         let netdev =
             format!("tap,id=net,ifname={TAP},script=no,downscript=no,queues=1,vhost={vhost}");
-        let card = format!("virtio-net-{bus},netdev=net");
+        // Nobody boots from it: the firmware that would is not installed everywhere.
+        let firmware = if bus == "pci" { ",romfile=" } else { "" };
+        let card = format!("virtio-net-{bus},netdev=net{firmware}");
         ["-netdev".to_owned(), netdev, "-device".to_owned(), card].to_vec()
     };
     match link {

@@ -56,6 +56,7 @@ fn main() -> Result<ExitCode> {
         Topic::Memory,
         Topic::Block,
         Topic::Net,
+        Topic::NetExits,
         Topic::Pairs,
         Topic::Store,
         Topic::Profile,

@@ -1,6 +1,7 @@
 //! How fast are taps and sockets? The guest's end asks a server in the host for bytes both ways and
 //! for round trips, over each kind of link, and tells how long it took by its own clock.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -12,11 +13,18 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Host, MARKS, Machine, Reached, Stage};
 use crate::benchmark::Figures;
-use crate::benchmark::trace::{self, Mark};
+use crate::benchmark::trace::{self, Event, Mark};
 use crate::benchmark::traffic::{self, HOST, PORT};
 use crate::benchmark::vmm::{GATE, Link, TAP, Vmm};
 use crate::tool;
 use crate::vsock;
+
+/// Events that are seen from the mark of the second load on, behind which round trips begin.
+const SEEN_OF_ROUND_TRIPS: [&str; 3] = [
+    "enable_event:kvm:kvm_exit if a1 == 4 && a2 >= 0x200000000",
+    "enable_event:kvm:kvm_userspace_exit if a1 == 4 && a2 >= 0x200000000",
+    "enable_event:sched:sched_switch if a1 == 4 && a2 >= 0x200000000",
+];
 
 /// The host's end of every link; dropping it takes the tap away.
 pub(super) struct Network;
@@ -93,5 +101,52 @@ impl Host<'_> {
         let failed = marks.iter().find(|mark| mark.stage == Reached::Failed as u64);
         ensure!(rows == 3, "{rows} of 3 loads came to an end; the guest's own error: {failed:?}");
         Ok(())
+    }
+
+    /// What the host's kernel sees of the round trips over `link`, if `vmm` has it.
+    pub(super) fn network_exits(&self, vmm: Vmm, link: Link, figures: &mut Figures) -> Result<()> {
+        if !vmm.has(link) {
+            return Ok(());
+        }
+        let machine = Machine { link: Some(link), ..self.bzimage(link.measure()) };
+        let requests = SEEN_OF_ROUND_TRIPS.map(|trigger| (MARKS.0, Some(trigger)));
+        let run = self.run(vmm, &machine, &requests)?;
+        let mut kinds: BTreeMap<String, f64> = BTreeMap::new();
+        let mut round_trips = None;
+        for event in &run.events {
+            if let Some(mark) = trace::mark(event) {
+                let is_load = mark.stage == Reached::Load as u64;
+                round_trips = Some(mark.first).filter(|first| is_load && first >> 32 == 3);
+                if round_trips.is_some() {
+                    break;
+                }
+                continue;
+            }
+            *kinds.entry(kind(event)).or_default() += 1.0;
+        }
+        let round_trips = round_trips.context("the round trips did not come to an end")?;
+        let round_trips = (round_trips & 0xffff_ffff) as f64;
+        let row = format!("{}, exits per round trip", link.name());
+        let exits = kinds.iter().filter(|(kind, _)| kind.starts_with("kvm_exit"));
+        let exits = exits.map(|(_, count)| count).sum::<f64>() / round_trips;
+        let parts: BTreeMap<_, _> =
+            kinds.into_iter().map(|(kind, count)| (kind, count / round_trips)).collect();
+        for (kind, count) in parts.iter().filter(|(_, count)| **count > 0.02) {
+            tool::progress(&format!("    {kind}: {count:.2}"));
+        }
+        figures.add(&row, vmm, "", vec![exits]).parts = parts;
+        Ok(())
+    }
+}
+
+/// What an event is about: the reason of an exit, or who runs next.
+fn kind(event: &Event) -> String {
+    let word = |before: &str| {
+        let rest = event.text.split_once(before).map_or("", |(_, rest)| rest);
+        rest.split(' ').next().unwrap_or_default().to_owned()
+    };
+    match event.name.as_str() {
+        "sched_switch" => format!("{} {}", event.name, word("next_comm=")),
+        name => format!("{name} {}", word("reason ")),
     }
 }

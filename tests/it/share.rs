@@ -187,11 +187,11 @@ fn child_is_killed(guest: &mut Guest) -> Result<()> {
     guest.run("sync; cd / && umount /mnt; echo the guest goes on").map(drop)
 }
 
-/// Kills whoever serves files to the guest.
+/// Kills whoever serves the guest.
 pub(crate) fn kill_children(guest: &Guest) -> Result<()> {
     let children = format!("/proc/{0}/task/{0}/children", guest.process_id());
     let children = fs::read_to_string(&children).context(children)?;
-    ensure!(!children.trim().is_empty(), "nobody who serves files is a child");
+    ensure!(!children.trim().is_empty(), "nobody who serves the guest is a child");
     for child in children.split_whitespace() {
         let child = Pid::from_raw(child.parse()?).context("a process id is not 0")?;
         kill_process(child, Signal::KILL)?;

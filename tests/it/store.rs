@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use tests::events::Events;
 use tests::guest::{Guest, Launch};
 use tests::testbed::Testbed;
 use tests::tool;
@@ -51,7 +52,10 @@ fn closure_only(testbed: &Testbed) -> Result<()> {
     is_shown_more(&mut guest, testbed, &store, &control)?;
     changes_nothing(&mut guest)?;
 
+    let mut events = Events::follow(&testbed.program, &control)?;
     kill_children(&guest)?;
+    let lost = events.wait_for("process-lost").map_err(|error| guest.explain(error))?;
+    ensure!(lost.contains("store"), "the event says {lost}");
     guest.errors().wait_for("no files any more", tests::guest::PATIENCE)?;
     guest.errors().wait_for("every request is refused", tests::guest::PATIENCE)?;
     let (status, said) = guest.attempt("ls /mnt/0a-program/never-looked-for")?;

@@ -10,12 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use tests::events::Events;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
 use tests::tool;
 
 use crate::GuestTest;
 use crate::bulk;
+use crate::share::kill_children;
 
 pub(crate) const TESTS: &[GuestTest] = &[
     ("vhost::passt_gives_the_guest_addresses_a_way_out_and_forwarded_ports", passt_serves),
@@ -39,11 +41,14 @@ const DHCP: &str = "\
 
 fn passt_serves(testbed: &Testbed) -> Result<()> {
     let port = 2222;
+    let folder = tempfile::tempdir()?;
+    let control = folder.path().join("control");
     let mut guest = Launch::tiny(testbed, &testbed.bzimage)
         .environment("PATH", path_with_passt(testbed)?)
         .arguments(["--cpus", "2", "--net", "type=user"])
         .arguments(["--forward", &format!("tcp:127.0.0.1:{port}:22")])
         .arguments(["--forward", "udp:5353:53"])
+        .arguments([Path::new("--control"), &control])
         .boot()?;
     let gateway = lease(&mut guest)?;
     from_guest_to_the_host(&mut guest, &gateway)?;
@@ -58,6 +63,12 @@ fn passt_serves(testbed: &Testbed) -> Result<()> {
     let gateway = lease(&mut guest).context("after a reboot in place")?;
     from_guest_to_the_host(&mut guest, &gateway)?;
     from_host_into_guest(&mut guest, (Ipv4Addr::LOCALHOST, port))?;
+    // The guest outlives its network.
+    let mut events = Events::follow(&testbed.program, &control)?;
+    kill_children(&guest)?;
+    let lost = events.wait_for("process-lost").map_err(|error| guest.explain(error))?;
+    ensure!(lost.contains("net0") && lost.contains("passt"), "the event says {lost}");
+    wait_for(&mut guest, "[ $(cat /sys/class/net/eth0/carrier) = 0 ]")?;
     guest.power_off()
 }
 

@@ -233,4 +233,4 @@ fn refusal(error: &str) -> String {
 }
 
 #[cfg(test)]
-mod test;
+pub(crate) mod test;

@@ -85,7 +85,16 @@ fn a_guest_behind_a_socket_of_this_process_has_no_context_id() {
 
 #[test]
 fn a_service_that_was_restarted_takes_the_place_of_what_it_was() {
+    longest()();
+}
+
+/// The longest conversation: begun, and still to be had.
+pub(crate) fn longest() -> impl FnOnce() {
     let mut conversation = Conversation::begin(&Config::default(), None);
+    move || have(&mut conversation)
+}
+
+fn have(conversation: &mut Conversation) {
     conversation.expect("Register");
     conversation.reply(NAME_TAKEN);
     conversation.expect("List");

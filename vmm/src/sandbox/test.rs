@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use super::*;
+use crate::machined;
 
 const ACTION: &str = "NIXVMM_TEST_SANDBOX";
 const FOLDER: &str = "NIXVMM_TEST_SANDBOX_FOLDER";
@@ -58,9 +59,14 @@ fn child() {
         let thread = scope.spawn(|| {
             let open = tempfile::tempfile().unwrap();
             let status = File::open("/proc/thread-self/status").unwrap();
+            let conversation = machined::test::longest();
             match kind {
                 ThreadKind::Main => sandbox.enter_process().unwrap(),
                 kind => sandbox.enter_thread(kind).unwrap(),
+            }
+            if action == "register the guest" {
+                conversation();
+                return "registered".to_owned();
             }
             act(action, &open, &status, &socket)
         });
@@ -278,4 +284,9 @@ fn without_a_sandbox_nothing_is_confined() {
     sandbox.enter_thread(ThreadKind::Vcpu).unwrap();
     sandbox.enter_process().unwrap();
     File::open("/proc/self/status").unwrap();
+}
+
+#[test]
+fn the_main_loop_registers_the_guest() {
+    survives(ThreadKind::Main, "register the guest", "registered");
 }

@@ -119,8 +119,9 @@ pub(crate) const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
         "SIGNALS",
         &[
             (
-                "SIGTERM, SIGINT, SIGHUP",
-                "Press the guest's power button until it ends; a second signal ends it at once.",
+                "SIGTERM, SIGINT, SIGHUP, SIGRTMIN+4",
+                "Press the guest's power button until it ends; a second signal ends it at once. \
+                 The last one is what `machinectl poweroff` sends.",
             ),
             (
                 "SIGUSR1",
@@ -169,6 +170,10 @@ pub(crate) const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
                  varlink: `varlinkctl introspect SOCKET io.nixvmm.Machine` lists all calls. A \
                  socket that a service manager passes under the name control \
                  (FileDescriptorName=control) is used in its place.",
+            ),
+            (
+                "/run/systemd/machine/io.systemd.Machine",
+                "Where systemd-machined listens, for --machined.",
             ),
             (
                 "/var/lib/microvms/NAME",

@@ -200,6 +200,29 @@ in
         without = { };
       };
     };
+    "host: a runner of microvm.nix registers itself by its own scripts, as root" = {
+      found =
+        let
+          runner = foreign.microvm.declaredRunner // { registerWithMachined = true; };
+          config = host {
+            microvm.vms.old = evaluated (
+              foreign // { microvm = foreign.microvm // { declaredRunner = runner; }; }
+            );
+          };
+          old = config.systemd.services."nixvmm@old";
+        in
+        {
+          inherit (old.serviceConfig) ExecStartPost;
+          comesAfter = lib.elem "systemd-machined.service" old.after;
+          # The rule is for guests of our own.
+          inherit (config.security) polkit;
+        };
+      expected = {
+        ExecStartPost = "+/var/lib/microvms/%i/booted/bin/microvm-register $MAINPID";
+        comesAfter = true;
+        polkit = { };
+      };
+    };
     "host: folders of shares are made where they are absolute" = {
       found = lib.attrNames config.systemd.tmpfiles.settings."10-microvm";
       expected = [

@@ -136,8 +136,8 @@ impl UserVhost {
         })
     }
 
-    /// Stops rings; the answer to the last request says that the process has let go of them. Who can
-    /// be told of a reset then forgets the device's state too. One that does not answer is not
+    /// Stops rings; the answer to the last request says that the process has let go of them. Who
+    /// can be told of a reset then forgets the device's state too. One that does not answer is not
     /// spoken to any more.
     pub fn stop(&mut self, rings: &[usize]) -> io::Result<()> {
         let has_enable = self.conversation.has_protocol_features();

@@ -101,6 +101,9 @@ fn thirty_disks(testbed: &Testbed, transport: &str) -> Result<()> {
     guest.power_off()
 }
 
+/// Bytes that each engine writes in one go: no whole number of pages.
+const WRITTEN: usize = 900_000;
+
 fn engines_agree(testbed: &Testbed) -> Result<()> {
     const OPTIONS: [&str; 4] = ["engine=sync", "engine=uring", "engine=sync,direct", "direct"];
     // O_DIRECT needs a file system on a disk, which a tmpfs is not.
@@ -118,8 +121,8 @@ fn engines_agree(testbed: &Testbed) -> Result<()> {
     guest.power_off()?;
     for (number, options) in OPTIONS.iter().enumerate() {
         let content = fs::read(folder.path().join(number.to_string()))?;
-        let expected = "nixvmm\n".bytes().cycle().take(3_000_000);
-        let written = content.iter().skip(4096).take(3_000_000).copied();
+        let expected = "nixvmm\n".bytes().cycle().take(WRITTEN);
+        let written = content.iter().skip(4096).take(WRITTEN).copied();
         ensure!(written.eq(expected), "{options}: the file is not what the guest wrote");
         let discarded = content.iter().skip(8 * 1024 * 1024).take(4096);
         ensure!(discarded.eq([0; 4096].iter()), "{options}: discarded blocks are not zero");
@@ -129,11 +132,11 @@ fn engines_agree(testbed: &Testbed) -> Result<()> {
 
 /// Writes with the guest's cache, reads without, and discards what it wrote elsewhere.
 fn write_and_check(guest: &mut Guest, disk: &str) -> Result<()> {
-    let pattern = "yes nixvmm | head -c 3000000";
+    let pattern = &format!("yes nixvmm | head -c {WRITTEN}");
     guest.run(&format!("{pattern} | dd of=/dev/{disk} bs=4096 seek=1 conv=fsync"))?;
     guest.run(&format!("{pattern} | dd of=/dev/{disk} bs=1M seek=8 conv=fsync"))?;
     guest.run("echo 3 > /proc/sys/vm/drop_caches")?;
-    let read = format!("dd if=/dev/{disk} bs=4096 skip=1 | head -c 3000000 | sha256sum");
+    let read = format!("dd if=/dev/{disk} bs=4096 skip=1 | head -c {WRITTEN} | sha256sum");
     let found = guest.run(&format!("{read} 2> /dev/null"))?;
     let expected = guest.run(&format!("{pattern} | sha256sum"))?;
     ensure!(found.contains(expected.trim()), "read back: {found}, expected: {expected}");

@@ -5,7 +5,11 @@ rustPlatform.buildRustPackage {
   pname = "nixvmm-unit-tests";
   version = (lib.importTOML ../../Cargo.toml).workspace.package.version;
 
-  src = import ./source.nix { inherit lib; };
+  # The handbook is compared with the program.
+  src = import ./source.nix {
+    inherit lib;
+    also = [ ../handbook/src ];
+  };
   cargoLock.lockFile = ../../Cargo.lock;
   cargoBuildFlags = [ "--package=nixvmm" ];
   cargoTestFlags = [

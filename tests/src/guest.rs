@@ -119,6 +119,11 @@ impl Launch {
         self
     }
 
+    /// Waits no longer than this for a step of the guest.
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
     /// Lets another user than root run it.
     pub fn user(mut self, id: u32) -> Self {
         self.command.uid(id).gid(id);

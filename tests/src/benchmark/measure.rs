@@ -60,10 +60,22 @@ pub fn run(plan: &Plan) -> Result<()> {
     let folder = Path::new("/run/benchmark");
     fs::create_dir_all(folder)?;
     let _ = rustix::mount::mount("t", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None);
+    let mut figures = Figures::default();
+    let is_asked = |_: &&_| plan.topics.contains(&Topic::Store);
+    if let Some(store) = plan.store.as_ref().filter(is_asked) {
+        if let Err(error) = store::run(store, &folder.join("store"), beat, &mut figures) {
+            tool::progress(&format!("store: {error:#}"));
+            figures.notes.push(format!("store: {error:#}"));
+        }
+        figures.save(&plan.results)?;
+    }
+    let of_vmms: Vec<_> = plan.topics.iter().filter(|topic| **topic != Topic::Store).collect();
+    if of_vmms.is_empty() {
+        return Ok(());
+    }
     tool::progress("copying the VMMs into the emulated host's memory");
     let host = Host { plan, stage: Stage::set(folder, plan)? };
-    let mut figures = Figures::default();
-    for topic in &plan.topics {
+    for topic in of_vmms {
         match topic {
             Topic::Start => host.each(&mut figures, "start", Host::start),
             Topic::Boot => host.each(&mut figures, "boot", Host::boots),
@@ -71,14 +83,7 @@ pub fn run(plan: &Plan) -> Result<()> {
             Topic::Memory => host.each(&mut figures, "memory", Host::memory),
             Topic::Block => host.each(&mut figures, "block", Host::block),
             Topic::Pairs => host.pairs(&mut figures)?,
-            Topic::Store => {
-                let testbed = plan.testbed.as_ref().context("the plan has no guest for it")?;
-                let folder = folder.join("store");
-                if let Err(error) = store::run(testbed, &folder, beat, &mut figures) {
-                    tool::progress(&format!("store: {error:#}"));
-                    figures.notes.push(format!("store: {error:#}"));
-                }
-            }
+            Topic::Store => {}
             Topic::Net | Topic::NetExits => {
                 let _network = network::Network::set_up(&host.stage)?;
                 for link in &plan.links {

@@ -28,7 +28,6 @@ use crate::archive::Archive;
 use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::packages::{self, Program};
-use crate::testbed::Testbed;
 use crate::{program, tool};
 use vmm::{Link, Programs, Vmm};
 
@@ -79,8 +78,8 @@ pub struct Plan {
     pub initrd: PathBuf,
     /// For its `chroot`.
     pub busybox: PathBuf,
-    /// The guest that reads from a store, where that is measured.
-    pub testbed: Option<Testbed>,
+    /// What reads from a store are measured with, where they are.
+    pub store: Option<store::Store>,
     /// What to measure.
     pub topics: Vec<Topic>,
     /// Whom to measure.
@@ -140,9 +139,8 @@ impl Plan {
         let vmlinux = vmlinux(cache, &kernel, &nixvmm)?;
         let initrd = initramfs(cache, &kernel, &guest)?;
         let busybox = packages::busybox(cache)?;
-        let testbed =
-            topics.contains(&Topic::Store).then(|| Testbed::prepare(cache)).transpose()?;
-        let testbed = testbed.map(|testbed| Testbed { program: nixvmm.clone(), ..testbed });
+        let store = topics.contains(&Topic::Store).then(|| store::Store::prepare(cache, &nixvmm));
+        let store = store.transpose()?;
         let programs = Programs { nixvmm, qemu, alioth };
         let (bzimage, results) = (kernel.image, PathBuf::new());
         Ok(Self {
@@ -151,7 +149,7 @@ impl Plan {
             vmlinux,
             initrd,
             busybox,
-            testbed,
+            store,
             topics,
             vmms,
             links,

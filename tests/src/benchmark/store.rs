@@ -5,17 +5,20 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::Figures;
 use super::vmm::Vmm;
+use crate::cache::Cache;
 use crate::guest::{Guest, Launch};
-use crate::packages::Program;
+use crate::packages::{self, Program};
 use crate::testbed::Testbed;
 use crate::tool;
 
@@ -29,19 +32,28 @@ const STARTS: usize = 21;
 const GET_FEATURES: [u32; 3] = [1, 1, 0];
 
 /// Who serves the tree, by the name in the table.
-const SERVERS: [&str; 3] = ["store server", "virtiofsd", "erofs"];
+const SERVERS: [&str; 3] = ["store server", "erofs", "virtiofsd"];
 
-/// The loads, as shell commands in the tree of the userland, whose links lead nowhere in the guest.
+/// The one store path of the tree, and what of the NixOS-shaped guest's userland it has: a few
+/// thousand files, of which most are small, and a large program with its libraries.
+const NAME: &str = "00000000000000000000000000000000-userland";
+const PARTS: [&str; 5] =
+    ["etc", "usr/share", "usr/bin", "usr/lib/systemd", "usr/lib/x86_64-linux-gnu"];
+const LEFT_OUT: &str = "usr/share/perl";
+
+/// The loads, as shell commands in the store path, whose links lead nowhere in the guest.
 const LOADS: [(&str, &str); 3] = [
     ("find", "find . -newer /init"),
-    ("grep -r", "grep -r no-file-has-this usr/share usr/lib/systemd"),
-    (
-        "start of systemctl",
-        "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path \
-         usr/lib/x86_64-linux-gnu:usr/lib/x86_64-linux-gnu/systemd:usr/lib/systemd \
-         usr/bin/systemctl --version",
-    ),
+    ("grep -r", "$LOADER usr/bin/grep -r no-file-has-this etc usr/share usr/lib/systemd"),
+    ("start of systemctl", "$LOADER usr/bin/systemctl --version"),
 ];
+
+/// Starts a program of the tree with its libraries.
+const LOADER: &str = "LOADER='usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path \
+                      usr/lib/x86_64-linux-gnu:usr/lib/x86_64-linux-gnu/systemd:usr/lib/systemd'";
+
+/// What a step may take by a clock that counts instructions: some minutes of other clocks.
+const STEP_MAX: Duration = Duration::from_secs(8);
 
 /// The guest's clock in nanoseconds; busybox's `date` has none.
 const NOW: &str = "sed -n 's/^now at \\([0-9]*\\) nsecs$/\\1/p' /proc/timer_list";
@@ -96,30 +108,79 @@ fn start_once(program: &Path, folder: &Path, store: &Path, closure: &Path) -> Re
     Ok(taken.as_secs_f64() * 1000.0)
 }
 
+/// What is measured, as files of this machine.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Store {
+    /// The guest that reads.
+    pub testbed: Testbed,
+    tar: PathBuf,
+    erofs: PathBuf,
+}
+
+impl Store {
+    /// Makes the tree, and everything else.
+    ///
+    /// # Errors
+    /// What could not be fetched, installed or built.
+    pub fn prepare(cache: &Cache, program: &Path) -> Result<Self> {
+        let testbed = Testbed { program: program.to_owned(), ..Testbed::prepare(cache)? };
+        let store = testbed.nixos.store.display().to_string();
+        let parts = PARTS.join(" ");
+        let inputs = [store.as_str(), &parts, LEFT_OUT, NAME].map(str::as_bytes);
+        let folder = cache.entry("benchmark-store", &inputs, |folder| {
+            packages::require(&[Program::MakeErofs])?;
+            tool::progress("making the store that is measured");
+            // Programs that become root are in it: nobody else may look.
+            let store = folder.join("private");
+            fs::create_dir(&store)?;
+            fs::set_permissions(&store, fs::Permissions::from_mode(0o700))?;
+            let (store, tar) = (store.join("store"), folder.join("store.tar"));
+            copy_parts(&find_userland(&testbed.nixos.store)?, &store.join(NAME))?;
+            let mut make = tool::command(Program::MakeErofs.name());
+            tool::finish(
+                make.args(["--quiet", "-T0"]).arg(folder.join("store.erofs")).arg(&store),
+            )?;
+            let mut pack = tool::command("tar");
+            tool::finish(pack.arg("-cf").arg(tar).arg("-C").arg(&store).arg(NAME))?;
+            Ok(fs::remove_dir_all(folder.join("private"))?)
+        })?;
+        Ok(Self { testbed, tar: folder.join("store.tar"), erofs: folder.join("store.erofs") })
+    }
+}
+
+fn find_userland(store: &Path) -> Result<PathBuf> {
+    let names: std::io::Result<Vec<_>> =
+        fs::read_dir(store)?.map(|entry| Ok(entry?.path())).collect();
+    let found =
+        names?.into_iter().find(|path| path.to_string_lossy().ends_with("-debian-userland"));
+    found.context("the store has no userland")
+}
+
+fn copy_parts(userland: &Path, target: &Path) -> Result<()> {
+    for part in PARTS {
+        let target = target.join(part);
+        fs::create_dir_all(target.parent().context("a part is in a folder")?)?;
+        tool::finish(tool::command("cp").arg("-a").arg(userland.join(part)).arg(&target))?;
+    }
+    Ok(fs::remove_dir_all(target.join(LEFT_OUT))?)
+}
+
 /// Measures all loads in the emulated host, whose memory the tree is copied to.
 ///
 /// # Errors
 /// When a guest does not boot or a load fails.
-pub fn run(testbed: &Testbed, folder: &Path, beat: fn(), figures: &mut Figures) -> Result<()> {
-    let mut testbed = testbed.clone();
-    let ground = Ground::lay(folder, &mut testbed)?;
+pub fn run(store: &Store, folder: &Path, beat: fn(), figures: &mut Figures) -> Result<()> {
+    beat();
+    tool::progress("store: copying everything into the emulated host's memory");
+    let ground = Ground::lay(folder, store, beat)?;
     let mut taken = Vec::new();
     for server in SERVERS {
-        beat();
         tool::progress(&format!("store: {server}"));
-        let mut guest = ground.boot(&testbed, server)?;
-        for (load, command) in LOADS {
-            beat();
-            let milliseconds = measure(&mut guest, &ground.mount(server), command)?;
-            tool::progress(&format!("  {load}: {milliseconds:.1?} ms cold and warm"));
-            taken.push(Taken { load, server, milliseconds });
+        if let Err(error) = measure_server(&ground, server, beat, &mut taken, figures) {
+            let note = format!("store, {server}: {error:#}");
+            tool::progress(&note);
+            figures.notes.push(note);
         }
-        if server != "erofs" {
-            let (nodes, size) = (ground.nodes, server_size(&guest)?);
-            let row = format!("memory of {server} that {nodes} files are known to");
-            figures.add(&row, Vmm::Nixvmm, "KiB", vec![size]);
-        }
-        guest.power_off()?;
     }
     for one in &taken {
         for (state, value) in ["cold", "warm"].into_iter().zip(one.milliseconds) {
@@ -131,44 +192,66 @@ pub fn run(testbed: &Testbed, folder: &Path, beat: fn(), figures: &mut Figures) 
     Ok(())
 }
 
-/// Where the tree and the image are.
+fn measure_server(
+    ground: &Ground,
+    server: &'static str,
+    beat: fn(),
+    taken: &mut Vec<Taken>,
+    figures: &mut Figures,
+) -> Result<()> {
+    beat();
+    let mut guest = ground.boot(server)?;
+    for (load, command) in LOADS {
+        beat();
+        let milliseconds = measure(&mut guest, &mount(server), command)?;
+        tool::progress(&format!("  {load}: {milliseconds:.1?} ms cold and warm"));
+        taken.push(Taken { load, server, milliseconds });
+    }
+    if server != "erofs" {
+        let (nodes, size) = (ground.nodes, server_size(&guest)?);
+        tool::progress(&format!("  memory of {server}: {size} KiB, {nodes} files"));
+        let row = format!("memory of {server} that {nodes} files are known to");
+        figures.add(&row, Vmm::Nixvmm, "KiB", vec![size]);
+    }
+    guest.power_off()
+}
+
+/// Everything that is read meanwhile, in the emulated host's memory: nothing may wait for the
+/// machine around, or the clock would run on.
 struct Ground {
-    store: PathBuf,
+    testbed: Testbed,
+    tree: PathBuf,
     erofs: PathBuf,
-    userland: String,
     nodes: usize,
 }
 
 impl Ground {
-    fn lay(folder: &Path, testbed: &mut Testbed) -> Result<Self> {
-        let (store, erofs) = (folder.join("tree"), folder.join("store.erofs"));
-        let names = fs::read_dir(&testbed.nixos.store)?;
-        let names: std::io::Result<Vec<_>> = names.map(|entry| Ok(entry?.file_name())).collect();
-        let userland = names?.into_iter().filter_map(|name| name.into_string().ok());
-        let userland = userland.into_iter().find(|name| name.ends_with("-debian-userland"));
-        let userland = userland.context("the store has no userland")?;
-        fs::create_dir_all(&store)?;
-        let mut copy = tool::command("cp");
-        tool::finish(copy.arg("-a").arg(testbed.nixos.store.join(&userland)).arg(&store))?;
-        fs::copy(&testbed.nixos.erofs, &erofs)?;
-        // Nothing may wait for the machine around, or the clock would run on meanwhile.
+    fn lay(folder: &Path, store: &Store, beat: fn()) -> Result<Self> {
+        let (tree, erofs) = (folder.join("tree"), folder.join("store.erofs"));
+        fs::create_dir_all(&tree)?;
+        let mut testbed = store.testbed.clone();
         for (file, name) in [
             (&mut testbed.program, "nixvmm"),
             (&mut testbed.bzimage, "bzImage"),
             (&mut testbed.tiny, "initramfs"),
+            (&mut store.erofs.clone(), "store.erofs"),
+            (&mut store.tar.clone(), "store.tar"),
         ] {
+            beat();
             let copy = folder.join(name);
             fs::copy(&*file, &copy).with_context(|| file.display().to_string())?;
             *file = copy;
         }
+        let mut unpack = tool::command("tar");
+        tool::finish(unpack.arg("-xf").arg(folder.join("store.tar")).arg("-C").arg(&tree))?;
         tool::run(Program::Virtiofsd.name(), ["--version"])?;
-        let found = tool::run("find", [&store])?;
+        let found = tool::run("find", [&tree])?;
         let nodes = found.iter().filter(|byte| **byte == b'\n').count();
-        Ok(Self { store, erofs, userland, nodes })
+        Ok(Self { testbed, tree, erofs, nodes })
     }
 
-    fn boot(&self, testbed: &Testbed, server: &str) -> Result<Guest> {
-        let store = self.store.display();
+    fn boot(&self, server: &str) -> Result<Guest> {
+        let store = self.tree.display();
         let (flag, value) = match server {
             "store server" => ("--store-share", format!("store={store}")),
             "virtiofsd" => {
@@ -176,19 +259,21 @@ impl Ground {
             }
             _ => ("--disk", format!("path={},readonly", self.erofs.display())),
         };
-        let launch = Launch::tiny(testbed, &testbed.bzimage).arguments([flag, &value]);
-        let mut guest = launch.arguments(["--memory", "512M"]).boot()?;
+        let launch = Launch::tiny(&self.testbed, &self.testbed.bzimage).arguments([flag, &value]);
+        let mut guest = launch.arguments(["--memory", "512M"]).patience(STEP_MAX).boot()?;
+        tool::progress("  the guest is up");
         guest.run("sh /modules/more 2> /dev/null; mkdir -p /store")?;
         Ok(guest)
     }
+}
 
-    fn mount(&self, server: &str) -> String {
-        let mount = match server {
-            "erofs" => "mount -t erofs -o ro /dev/vda /store",
-            _ => "mount -t virtiofs -o ro store /store",
-        };
-        format!("{mount} && cd /store/{}", self.userland)
-    }
+/// How a guest goes to the store path.
+fn mount(server: &str) -> String {
+    let mount = match server {
+        "erofs" => "mount -t erofs -o ro /dev/vda /store",
+        _ => "mount -t virtiofs -o ro store /store",
+    };
+    format!("{LOADER}; {mount} && cd /store/{NAME}")
 }
 
 /// Milliseconds of `command` on a fresh mount, and then again.
@@ -231,7 +316,7 @@ fn table(taken: &[Taken]) -> String {
     let mut text = "reading from a store, in virtual ms\n".to_owned();
     for (load, _) in LOADS {
         for (index, state) in ["cold", "warm"].into_iter().enumerate() {
-            let [ours, theirs, disk] = SERVERS.map(|server| find(load, server, index));
+            let [ours, disk, theirs] = SERVERS.map(|server| find(load, server, index));
             let (ratio, goal) = match state {
                 "cold" => (theirs / ours, "of virtiofsd's speed, goal 1.5"),
                 _ => (disk / ours, "of the erofs disk's speed, goal 1"),

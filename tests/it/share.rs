@@ -25,6 +25,9 @@ use crate::GuestTest;
 const LOAD_SEED: &str = "4294967291";
 const LOAD_STEPS: &str = "600";
 
+/// The file system that it is on.
+const VOLUME_BYTES: u64 = 96 << 20;
+
 pub(crate) const TESTS: &[GuestTest] = &[(
     "share::folders_are_the_same_in_the_guest_and_outlive_who_serves_them",
     folders_are_the_same,
@@ -44,6 +47,7 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (own, other) = (folder.path().join("own"), folder.path().join("other"));
     let tree = own.join("tree");
+    let _volume = Volume::mount(&folder.path().join("volume"), &own)?;
     make_tree(&tree)?;
     bring_perl(&own.join("bin"))?;
     fs::create_dir(&other)?;
@@ -59,7 +63,10 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     guest.run("sh /modules/more 2> /dev/null; mount -t virtiofs own /mnt")?;
     let listing = sees_the_tree(&mut guest, &tree)?;
     writes_what_the_host_reads(&mut guest, &own)?;
-    builds_on_an_overlay(&mut guest)?;
+    builds_on_an_overlay(&mut guest, "/run/above", "")?;
+    builds_on_an_overlay(&mut guest, "/mnt/above", ",userxattr")?;
+    let kept = fs::read(own.join("above/upper/dir0/file0"))?;
+    ensure!(kept.ends_with(b"more\n"), "the host has {} bytes", kept.len());
     ensure!(listing_of(&tree)? == listing, "a guest's overlay changed what is below it");
     bears_a_load(&mut guest, testbed, folder.path())?;
     let mut events = Events::follow(&testbed.program, &control)?;
@@ -134,14 +141,14 @@ fn bears_a_load(guest: &mut Guest, testbed: &Testbed, folder: &Path) -> Result<(
     Ok(())
 }
 
-/// Reads from below, writes above, and changes, renames and removes what is below.
-fn builds_on_an_overlay(guest: &mut Guest) -> Result<()> {
-    guest.run(
-        "mkdir -p /run/o/upper /run/o/work /run/o/merged && mount -t overlay overlay -o \
-         lowerdir=/mnt/tree,upperdir=/run/o/upper,workdir=/run/o/work /run/o/merged",
-    )?;
+/// Reads from below, writes to a folder above, and changes, renames and removes what is below.
+fn builds_on_an_overlay(guest: &mut Guest, above: &str, options: &str) -> Result<()> {
+    guest.run(&format!(
+        "mkdir -p {above}/upper {above}/work /run/merged && mount -t overlay overlay -o \
+         lowerdir=/mnt/tree,upperdir={above}/upper,workdir={above}/work{options} /run/merged",
+    ))?;
     let build = "\
-        cd /run/o/merged && for folder in dir*; do mkdir -p out/$folder; \
+        cd /run/merged && for folder in dir*; do mkdir -p out/$folder; \
         for file in $folder/*; do tr a-z A-Z < $file > out/$file.o || exit 1; done; done; \
         cat out/*/*.o | sha256sum; cat dir*/* | tr a-z A-Z | sha256sum; \
         echo more >> dir0/file0 && chmod 600 dir0/file1 && mv dir1 renamed && rm -r dir2 && \
@@ -152,7 +159,7 @@ fn builds_on_an_overlay(guest: &mut Guest) -> Result<()> {
     ensure!(outcome == expected, "what was built is wrong:\n{said}");
     let expected = ["ls: large: No such file or directory", "dir0", "dir3", "renamed", "more"];
     ensure!(rest == expected, "the overlay has other names:\n{said}");
-    guest.run("cd / && umount /run/o/merged").map(drop)
+    guest.run("cd / && umount /run/merged").map(drop)
 }
 
 fn process_comes_back(
@@ -248,6 +255,26 @@ fn bring_perl(folder: &Path) -> Result<()> {
         fs::copy(path, folder.join(name))?;
     }
     Ok(())
+}
+
+/// An ext4 file system that is mounted until it is dropped: an overlay of a guest keeps its notes in
+/// attributes, which the file system of temporary files need not have.
+struct Volume<'a>(&'a Path);
+
+impl<'a> Volume<'a> {
+    fn mount(image: &Path, place: &'a Path) -> Result<Self> {
+        fs::create_dir(place)?;
+        File::create(image)?.set_len(VOLUME_BYTES)?;
+        tool::finish(tool::command("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(image))?;
+        tool::finish(tool::command("mount").args(["-o", "loop"]).args([image, place]))?;
+        Ok(Self(place))
+    }
+}
+
+impl Drop for Volume<'_> {
+    fn drop(&mut self) {
+        let _ = tool::finish(tool::command("umount").arg("-l").arg(self.0));
+    }
 }
 
 /// A virtiofsd that listens at a socket; dropping it kills it.

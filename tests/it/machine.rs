@@ -47,8 +47,11 @@ fn huge_pages(testbed: &Testbed) -> Result<()> {
 fn taken_first(testbed: &Testbed) -> Result<()> {
     for kind in ["hugepages=2M", "hugepages=2M,shared"] {
         let too_much = format!("512M,{kind}");
-        let mut guest =
-            Launch::tiny(testbed, &testbed.bzimage).arguments(["--memory", &too_much]).start()?;
+        // The static program cannot take a backtrace, and says what is wrong nevertheless.
+        let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+            .arguments(["--memory", &too_much])
+            .environment("RUST_BACKTRACE", "1")
+            .start()?;
         guest.expect_status(1).with_context(|| format!("--memory {too_much} was not refused"))?;
         guest.errors().wait_for_end(PATIENCE)?;
         let said = guest.errors().text();

@@ -257,8 +257,8 @@ fn bring_perl(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An ext4 file system that is mounted until it is dropped: an overlay of a guest keeps its notes in
-/// attributes, which the file system of temporary files need not have.
+/// An ext4 file system that is mounted until it is dropped: an overlay of a guest keeps its notes
+/// in attributes, which the file system of temporary files need not have.
 struct Volume<'a>(&'a Path);
 
 impl<'a> Volume<'a> {

@@ -37,7 +37,10 @@ pub(crate) fn amount() -> usize {
 /// asks for an amount.
 pub(crate) fn wanted() -> Option<usize> {
     match env::var(AMOUNT) {
-        Ok(mebibytes) => mebibytes.parse::<usize>().ok()?.checked_mul(MEBIBYTE),
+        Ok(mebibytes) => {
+            let mebibytes: usize = mebibytes.parse().expect("NIXVMM_TEST_MIB is a number");
+            mebibytes.checked_mul(MEBIBYTE)
+        }
         Err(_) => (!emulated_host::is_inside()).then_some(AMOUNT_DEFAULT),
     }
 }

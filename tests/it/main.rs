@@ -176,13 +176,13 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-/// Runs a guest test, and once more where the emulator has lost a guest: once in all tests of this
-/// host, and never silently, so that a fault of ours that looks like that is still seen.
+/// Runs a guest test, and once more where the processors of a guest stand still in an emulated
+/// host: once in all tests of this host, and never silently, since the fault may be ours.
 fn attempt(name: &str, test: fn(&Testbed) -> Result<()>, testbed: &Testbed) -> Result<()> {
     static LOST: AtomicBool = AtomicBool::new(false);
     let outcome = test(testbed);
     let Err(error) = &outcome else { return outcome };
-    let is_lost = error.downcast_ref::<Silence>().is_some_and(|silence| silence.is_the_emulators);
+    let is_lost = error.downcast_ref::<Silence>().is_some_and(|silence| silence.stands_still);
     if !is_lost || LOST.swap(true, Ordering::Relaxed) {
         return outcome;
     }

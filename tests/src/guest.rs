@@ -45,9 +45,9 @@ pub struct Launch {
 #[derive(Debug)]
 pub struct Silence {
     text: String,
-    /// Whether its processors stand still in an emulated host, whose emulator loses a processor's
-    /// wake-up now and then.
-    pub is_the_emulators: bool,
+    /// Whether its processors do nothing any more, in an emulated host: whether the emulator or
+    /// nixvmm lost what should wake them, nobody knows.
+    pub stands_still: bool,
 }
 
 /// A `nixvmm` that was started. Dropping it kills it.
@@ -304,7 +304,7 @@ impl Guest {
         // What a process says last is read by a thread, which may be behind.
         thread::sleep(ended.as_ref().map_or(Duration::ZERO, |_| LAST_WORDS));
         let (console, errors) = (self.console.tail(), self.errors.tail());
-        let is_the_emulators = ended.is_none()
+        let stands_still = ended.is_none()
             && emulated_host::is_inside()
             && diagnosis::stands_still(self.process.id());
         let doing = ended.unwrap_or_else(|| diagnosis::of(self.process.id()));
@@ -312,7 +312,7 @@ impl Guest {
             "the guest's console ended:\n{console}\n--- and nixvmm's standard error:\n{errors}\n\
              ---\n{doing}---"
         );
-        error.context(Silence { text, is_the_emulators })
+        error.context(Silence { text, stands_still })
     }
 
     /// The end of the process, which is left for [`Guest::end`] to collect; `None` while it runs.

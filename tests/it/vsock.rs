@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::service_manager::ServiceManager;
 use tests::testbed::Testbed;
@@ -148,12 +149,17 @@ fn kernel(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let launch = with_client(testbed, folder.path())?;
     let manager = ServiceManager::new(folder.path())?;
+    let machined = folder.path().join("machined");
+    let registry = UnixListener::bind(&machined)?;
     let mut guest = manager
         .starts(launch)
         .arguments(["--vsock", "auto", "--transport", "mmio", "--ready", "booted"])
+        .arguments(["--machined", &format!("web,socket={}", machined.display())])
         .boot()?;
     guest.errors().wait_for("context id ", PATIENCE).map_err(|error| guest.explain(error))?;
     let cid = guest.errors().wait_for("\n", PATIENCE)?.trim().to_owned();
+
+    registration(&registry, &cid, guest.process_id()).map_err(|error| guest.explain(error))?;
 
     let mut other = with_client(testbed, folder.path())?
         .arguments(["--vsock", &format!("cid={cid}")])
@@ -169,6 +175,36 @@ fn kernel(testbed: &Testbed) -> Result<()> {
     let nobody = through_kernel(testbed, &cid, "1234", b"")?;
     ensure!(!nobody.status.success(), "a port that nobody serves was reached");
     emergency(&mut guest, &manager)
+}
+
+/// Who listens in machined's place has been told of the guest, and its reply ends the conversation
+/// and nothing else.
+fn registration(registry: &UnixListener, cid: &str, process: u32) -> Result<()> {
+    registry.set_nonblocking(true)?;
+    let (mut client, _) = registry.accept().context("nobody registers the guest")?;
+    client.set_nonblocking(false)?;
+    client.set_read_timeout(Some(PATIENCE))?;
+    let mut call = Vec::new();
+    while call.last() != Some(&0) {
+        let mut byte = [0];
+        client.read_exact(&mut byte).with_context(|| format!("after {call:?}"))?;
+        call.extend(byte);
+    }
+    call.pop();
+    let call: Value = serde_json::from_slice(&call)?;
+    let expected = json!({
+        "name": "web",
+        "class": "vm",
+        "service": "nixvmm",
+        "leader": process,
+        "vSockCid": cid.parse::<u32>()?,
+        "sshAddress": format!("vsock/{cid}"),
+    });
+    ensure!(call["method"] == "io.systemd.Machine.Register", "{call}");
+    ensure!(call["parameters"] == expected, "{call} is not {expected}");
+    client.write_all(b"{\"parameters\": {}}\0")?;
+    ensure!(client.read(&mut [0])? == 0, "there is more to say");
+    Ok(())
 }
 
 /// A boot that needs a person is a failed start with its reason.

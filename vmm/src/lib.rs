@@ -12,6 +12,7 @@ mod loop_thread;
 mod machine;
 mod machined;
 mod notify;
+mod object;
 mod run_state;
 pub mod sandbox;
 pub mod store_server;

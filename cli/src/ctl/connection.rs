@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use vmm::control::MACHINE_INTERFACE_NAME;
 
 /// Calls go out, replies come in.
@@ -104,10 +104,11 @@ impl Connection {
         if bytes.pop() != Some(0) {
             return Ok(None);
         }
-        let mut reply: Value =
-            serde_json::from_slice(&bytes).context("the reply is no JSON: is this nixvmm?")?;
-        let parameters = reply["parameters"].take();
-        match reply["error"].as_str() {
+        // A list has no keys to ask for.
+        let mut reply: Map<String, Value> = serde_json::from_slice(&bytes)
+            .context("the reply is no JSON object: is this nixvmm?")?;
+        let parameters = reply.remove("parameters").unwrap_or_default();
+        match reply.get("error").and_then(Value::as_str) {
             None => Ok(Some(parameters)),
             Some(error) => bail!("{}", refusal(error, &parameters)),
         }
@@ -169,5 +170,19 @@ mod test {
         assert!(error(&path).contains("was it started with --control?"), "{}", error(&path));
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(error(&path).contains("the guest has ended"), "{}", error(&path));
+    }
+
+    #[test]
+    fn who_answers_with_something_else_than_an_object_is_told_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for reply in ["[]", "\"parameters\"", "{"] {
+            let mut connection = Connection::open(&path).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            server.write_all(format!("{reply}\0").as_bytes()).unwrap();
+            let error = connection.call("GetState", &json!({})).unwrap_err();
+            assert_eq!(error.to_string(), "the reply is no JSON object: is this nixvmm?");
+        }
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{Config, Disk, Machined, Pmem, Share, Smbios, StoreShare, Vsock, nearest};
+use crate::object::Object;
 
 /// Longest configuration file, so that a wrong path does not fill memory. A machine with hundreds
 /// of disks needs a tenth of it.
@@ -70,7 +71,7 @@ fn read(file: &Path) -> Result<String> {
 
 fn parse(text: &str) -> Result<Config> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let config = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(config) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         if let Some(refusal) = unknown_key(text) {
             return refusal.context(format!("line {}", error.inner().line()));
         }
@@ -259,6 +260,10 @@ mod test {
             "/0.json: disks[0]: missing field `path` at line 1 column 13",
         );
         refused(r#"{"cpus": 1, "cpus": 2}"#, "duplicate field `cpus` at line 1 column 18");
+        refused(
+            r#"{"memory": "1G"}"#,
+            "/0.json: memory: invalid type: string \"1G\", expected an object at line 1 column 15",
+        );
         refused("{} x", "/0.json: trailing characters at line 1 column 4");
         refused("", "EOF while parsing a value at line 1 column 0");
     }

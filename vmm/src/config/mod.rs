@@ -44,6 +44,8 @@ pub use share::{Share, ShareCache, ShareSandbox};
 pub use store_share::StoreShare;
 pub use vsock::Vsock;
 
+use crate::object::{object, objects, optional_object};
+
 /// One machine: everything that `nixvmm run` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -60,38 +62,51 @@ pub struct Config {
     /// A read-only file system image that becomes the first disk. Default: none.
     pub root: Option<PathBuf>,
     /// Further disks, in the order in which the guest finds them. Default: none.
+    #[serde(deserialize_with = "objects")]
     pub disks: Vec<Disk>,
     /// Network cards, in the order in which the guest finds them. Default: none.
+    #[serde(deserialize_with = "objects")]
     pub nets: Vec<Net>,
     /// Files that the guest has in its memory, in the order of /dev/pmem0 and so on. Default: none.
+    #[serde(deserialize_with = "objects")]
     pub pmems: Vec<Pmem>,
     /// Folders of the host that the guest mounts. Default: none.
+    #[serde(deserialize_with = "objects")]
     pub shares: Vec<Share>,
     /// Store paths of the host that the guest mounts. Default: none.
+    #[serde(deserialize_with = "optional_object")]
     pub store_share: Option<StoreShare>,
     /// The socket device. Default: none.
+    #[serde(deserialize_with = "optional_object")]
     pub vsock: Option<Vsock>,
     /// Number of virtual processors. Default: 1.
     pub cpus: u32,
     /// RAM of the guest.
+    #[serde(deserialize_with = "object")]
     pub memory: Memory,
     /// Where the guest's virtio console (hvc0) goes. Default: `stdio`.
+    #[serde(deserialize_with = "object")]
     pub console: Console,
     /// Where the guest's 16550 serial port (ttyS0) goes. Default: `off`.
+    #[serde(deserialize_with = "object")]
     pub serial: Console,
     /// The unix socket at which the running machine is controlled. Default: none.
     pub control: Option<PathBuf>,
     /// What systemd-machined of the host knows the guest by. Default: it does not.
+    #[serde(deserialize_with = "optional_object")]
     pub machined: Option<Machined>,
     /// Whether there is a virtio entropy device. Default: yes.
     pub rng: bool,
     /// The memory balloon, which gives memory back to the host.
+    #[serde(deserialize_with = "object")]
     pub balloon: Balloon,
     /// The bus of the virtio devices. Default: `pci`.
     pub transport: Transport,
     /// What SMBIOS tables say about the machine.
+    #[serde(deserialize_with = "object")]
     pub smbios: Smbios,
     /// Credentials for systemd in the guest. Default: none.
+    #[serde(deserialize_with = "objects")]
     pub credentials: Vec<Credential>,
     /// When the unit that started this process has started. Default: `started`.
     pub ready: Ready,

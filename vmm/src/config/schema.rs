@@ -60,6 +60,53 @@ fn a_misspelt_key_is_compared_with_all_that_the_types_have() {
     }
 }
 
+#[test]
+fn a_list_is_no_object_wherever_the_types_have_one() {
+    let schema = schema();
+    let objects = objects_in(&schema, &schema, "");
+    assert!(objects.len() >= 14, "{objects:?}");
+    for (place, kind) in objects {
+        let list = kind["properties"].as_object().unwrap().iter().map(|_| Value::Null);
+        for list in [Value::Array(Vec::new()), list.collect()] {
+            let text = machine_with(&place, list).to_string();
+            let error = Config::from_texts(&[(Path::new("m"), &text)]).unwrap_err();
+            let error = format!("{error:#}");
+            let expected = "invalid type: sequence, expected an object at line";
+            let named = if place.is_empty() { String::new() } else { format!("{place}: ") };
+            assert!(error.starts_with(&format!("--config m: {named}{expected}")), "{error}");
+        }
+    }
+}
+
+/// The places of objects in a machine, as messages name them, with their schemas.
+fn objects_in<'a>(root: &'a Value, schema: &'a Value, place: &str) -> Vec<(String, &'a Value)> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let kind = root.pointer(reference.trim_start_matches('#')).unwrap();
+        return objects_in(root, kind, place);
+    }
+    if let Some(kinds) = schema["anyOf"].as_array() {
+        return objects_in(root, &kinds[0], place);
+    }
+    if schema["items"].is_object() {
+        return objects_in(root, &schema["items"], &format!("{place}[0]"));
+    }
+    let Some(keys) = schema["properties"].as_object() else { return Vec::new() };
+    let dot = if place.is_empty() { "" } else { "." };
+    let inner =
+        keys.iter().flat_map(|(key, value)| objects_in(root, value, &format!("{place}{dot}{key}")));
+    [(place.to_owned(), schema)].into_iter().chain(inner).collect()
+}
+
+/// A machine that has `value` at `place`.
+fn machine_with(place: &str, value: Value) -> Value {
+    place.rsplit('.').filter(|key| !key.is_empty()).fold(value, |value, key| {
+        match key.strip_suffix("[0]") {
+            Some(key) => serde_json::json!({ key: [value] }),
+            None => serde_json::json!({ key: value }),
+        }
+    })
+}
+
 #[track_caller]
 fn compare(name: &str, text: &str) {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/handbook/src");

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::object::Object;
+
 /// Longest call in bytes. The longest of ours has a few hundred.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
@@ -43,7 +45,8 @@ impl Call {
     ///
     /// What is no JSON object of this shape, or is nested too deeply.
     pub fn parse(message: &[u8]) -> Result<Self, Malformed> {
-        Ok(serde_json::from_slice(message)?)
+        let Object(call) = serde_json::from_slice(message)?;
+        Ok(call)
     }
 }
 

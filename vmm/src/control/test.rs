@@ -272,6 +272,7 @@ fn what_is_no_call_ends_the_connection_and_no_other() {
         "|".to_owned(),
         "nonsense|".to_owned(),
         "[]|".to_owned(),
+        "[\"a.b\", {}, false, false, false]|".to_owned(),
         "{}|".to_owned(),
         "{\"method\": 1}|".to_owned(),
         "{\"method\": \"a.b\", \"parameters\": []}|".to_owned(),

@@ -8,7 +8,12 @@
 }:
 
 let
-  inherit (lib) mkForce mkIf mkOption types;
+  inherit (lib)
+    mkForce
+    mkIf
+    mkOption
+    types
+    ;
 
   cfg = config.microvm;
   nixvmmLib = import ./lib { inherit lib; };
@@ -24,7 +29,8 @@ in
   # It insists on qemu for forwarded ports, which nixvmm has as well.
   options.assertions = mkOption {
     apply = builtins.filter (
-      { message, ... }: !(isChosen && hasUserNetwork && lib.hasInfix "config.microvm.forwardPorts" message)
+      { message, ... }:
+      !(isChosen && hasUserNetwork && lib.hasInfix "config.microvm.forwardPorts" message)
     );
   };
 

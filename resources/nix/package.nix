@@ -21,15 +21,17 @@ rustPlatform.buildRustPackage {
   nativeBuildInputs = [ installShellFiles ];
 
   # Called by this name it takes the flags of microvm.nix's command.
-  postInstall = "ln -s nixvmm $out/bin/microvm\n" + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''
-    nixvmm=${stdenv.hostPlatform.emulator buildPackages}\ $out/bin/nixvmm
-    $nixvmm man > nixvmm.1
-    installManPage nixvmm.1
-    for shell in bash fish zsh; do
-      $nixvmm completions $shell > completion.$shell
-      installShellCompletion --cmd nixvmm --$shell completion.$shell
-    done
-  '';
+  postInstall =
+    "ln -s nixvmm $out/bin/microvm\n"
+    + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''
+      nixvmm=${stdenv.hostPlatform.emulator buildPackages}\ $out/bin/nixvmm
+      $nixvmm man > nixvmm.1
+      installManPage nixvmm.1
+      for shell in bash fish zsh; do
+        $nixvmm completions $shell > completion.$shell
+        installShellCompletion --cmd nixvmm --$shell completion.$shell
+      done
+    '';
 
   meta = {
     description = "Virtual machine monitor for lightweight NixOS guests";

@@ -4,6 +4,7 @@
   cargo,
   cargo-deny,
   clippy,
+  deadnix,
   rust-analyzer,
   rustc,
   rustfmt,
@@ -22,6 +23,7 @@ mkShell {
     cargo
     cargo-deny
     clippy
+    deadnix
     rust-analyzer
     rustc
     rustfmt

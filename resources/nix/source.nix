@@ -1,6 +1,9 @@
 # The part of the tree that the program is built from, and what else is needed: a change elsewhere
 # rebuilds nothing.
-{ lib, also ? [ ] }:
+{
+  lib,
+  also ? [ ],
+}:
 
 lib.fileset.toSource {
   root = ../..;

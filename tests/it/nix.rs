@@ -1,11 +1,11 @@
-//! The Nix files: whether they parse, and whether they evaluate to what they shall.
+//! The Nix files: whether they parse and are formatted, and whether they evaluate to what they shall.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use tests::program;
@@ -17,6 +17,9 @@ const LIBRARY: &str = "NIXPKGS_LIB";
 
 /// Names a tree of microvm.nix, beside whose modules ours are evaluated too.
 const UPSTREAM: &str = "MICROVM_NIX";
+
+/// Set to anything, it has files formatted that are otherwise complained of.
+const WRITE: &str = "NIXVMM_FORMAT_NIX";
 
 /// Files that the evaluated machines name, in the folder that they have in place of the store.
 const STORE: &[&str] = &[
@@ -31,6 +34,7 @@ const STORE: &[&str] = &[
 pub(crate) fn trials() -> Vec<Trial> {
     let checks: &[HostTest] = &[
         ("nix::every_file_parses", parse),
+        ("nix::every_file_is_formatted_as_nixfmt_wants", format),
         ("nix::every_name_is_used", lint),
         ("nix::modules_evaluate_to_what_is_expected_and_nixvmm_takes_their_machines", evaluate),
     ];
@@ -44,6 +48,31 @@ fn parse() -> Result<()> {
     let output = Command::new("nix-instantiate").arg("--parse").args(&nix_files()?).output()?;
     let complaints = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{complaints}");
+    Ok(())
+}
+
+/// What `nix fmt` would leave as it is, whether Nix is installed or not.
+fn format() -> Result<()> {
+    let mut unformatted = Vec::new();
+    for file in nix_files()? {
+        let shown = file.display().to_string();
+        let text = fs::read_to_string(&file).with_context(|| shown.clone())?;
+        let formatted = nixfmt_rs::format(&text)
+            .map_err(|error| anyhow!("{}", nixfmt_rs::format_error(&text, Some(&shown), &error)))?;
+        if formatted != text {
+            if std::env::var_os(WRITE).is_some() {
+                fs::write(&file, formatted)?;
+            } else {
+                unformatted.push(shown);
+            }
+        }
+    }
+    ensure!(
+        unformatted.is_empty(),
+        "`nix fmt` has them otherwise, and so has {WRITE}=1 cargo test -p tests --test it -- \
+         nix::every_file_is: {}",
+        unformatted.join(" "),
+    );
     Ok(())
 }
 

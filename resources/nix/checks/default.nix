@@ -32,11 +32,13 @@ let
     };
 
   # The unit has started when systemd in the guest has come up.
-  boots = name: guest: check name { inherit guest; } ''
-    host.wait_for_unit("nixvmm@guest.service", timeout=300)
-    host.succeed("systemctl stop nixvmm@guest.service")
-    host.succeed("systemctl show -p Result nixvmm@guest.service | grep -q success")
-  '';
+  boots =
+    name: guest:
+    check name { inherit guest; } ''
+      host.wait_for_unit("nixvmm@guest.service", timeout=300)
+      host.succeed("systemctl stop nixvmm@guest.service")
+      host.succeed("systemctl show -p Result nixvmm@guest.service | grep -q success")
+    '';
 
   witness = {
     microvm.volumes = [
@@ -94,32 +96,41 @@ in
     assert log.split() == ["started", "stopped"] * 2, log
   '';
 
-  one-guest-restarts-alone = check "restart" { one = witness; other = { }; } ''
-    host.wait_for_unit("nixvmm@one.service", timeout=300)
-    host.wait_for_unit("nixvmm@other.service", timeout=300)
-    before = host.succeed("systemctl show -p MainPID nixvmm@other.service")
-    host.succeed("systemctl restart nixvmm@one.service")
-    assert before == host.succeed("systemctl show -p MainPID nixvmm@other.service")
-    host.succeed("test $(readlink /var/lib/microvms/one/booted) = $(readlink /var/lib/microvms/one/current)")
-  '';
+  one-guest-restarts-alone =
+    check "restart"
+      {
+        one = witness;
+        other = { };
+      }
+      ''
+        host.wait_for_unit("nixvmm@one.service", timeout=300)
+        host.wait_for_unit("nixvmm@other.service", timeout=300)
+        before = host.succeed("systemctl show -p MainPID nixvmm@other.service")
+        host.succeed("systemctl restart nixvmm@one.service")
+        assert before == host.succeed("systemctl show -p MainPID nixvmm@other.service")
+        host.succeed("test $(readlink /var/lib/microvms/one/booted) = $(readlink /var/lib/microvms/one/current)")
+      '';
 
-  tap = check "tap" {
-    guest = {
-      microvm.interfaces = [
-        {
-          type = "tap";
-          id = "vm-guest";
-          mac = "02:00:00:00:00:01";
-        }
-      ];
-      systemd.network.networks."10-lan" = {
-        matchConfig.MACAddress = "02:00:00:00:00:01";
-        address = [ "192.0.2.2/24" ];
-      };
-    };
-  } ''
-    host.wait_for_unit("nixvmm@guest.service", timeout=300)
-    host.succeed("ip address add 192.0.2.1/24 dev vm-guest")
-    host.wait_until_succeeds("ping -c 1 192.0.2.2", timeout=60)
-  '';
+  tap =
+    check "tap"
+      {
+        guest = {
+          microvm.interfaces = [
+            {
+              type = "tap";
+              id = "vm-guest";
+              mac = "02:00:00:00:00:01";
+            }
+          ];
+          systemd.network.networks."10-lan" = {
+            matchConfig.MACAddress = "02:00:00:00:00:01";
+            address = [ "192.0.2.2/24" ];
+          };
+        };
+      }
+      ''
+        host.wait_for_unit("nixvmm@guest.service", timeout=300)
+        host.succeed("ip address add 192.0.2.1/24 dev vm-guest")
+        host.wait_until_succeeds("ping -c 1 192.0.2.2", timeout=60)
+      '';
 }

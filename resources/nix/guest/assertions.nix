@@ -16,14 +16,22 @@ let
   distinct =
     what: key: things:
     mapAttrsToList (
-      value: same: refuseUnless (lib.length same == 1) "${what} \"${value}\" is used ${toString (lib.length same)} times"
+      value: same:
+      refuseUnless (
+        lib.length same == 1
+      ) "${what} \"${value}\" is used ${toString (lib.length same)} times"
     ) (builtins.groupBy (thing: toString thing.${key}) things);
 
   virtiofs = builtins.filter ({ proto, ... }: proto == "virtiofs") cfg.shares;
   hasUserNetwork = lib.any ({ type, ... }: type == "user") cfg.interfaces;
 
   interface =
-    { id, type, bridge, ... }:
+    {
+      id,
+      type,
+      bridge,
+      ...
+    }:
     [
       (refuseUnless (
         (type == "bridge") == (bridge != null)
@@ -34,7 +42,13 @@ let
     ];
 
   share =
-    { tag, socket, posixAcl, extraArgs, ... }:
+    {
+      tag,
+      socket,
+      posixAcl,
+      extraArgs,
+      ...
+    }:
     let
       translates = lib.any (
         argument: lib.hasInfix "--translate-uid" argument || lib.hasInfix "--translate-gid" argument
@@ -50,9 +64,7 @@ let
   volume =
     { image, serial, ... }:
     optional (serial != null) (
-      refuseUnless (
-        lib.stringLength serial <= 20
-      ) "volume ${image}: a serial has at most 20 characters"
+      refuseUnless (lib.stringLength serial <= 20) "volume ${image}: a serial has at most 20 characters"
     );
 in
 {

@@ -51,7 +51,9 @@ in
       type = types.package;
       description = "Builds this guest on another host, with the arguments root@HOST [--use-remote-sudo], and installs it there.";
     };
-    sshSwitch = mkOption (program "Switches the running guest, root@GUEST ACTION, to this system, which its host has in its store.");
+    sshSwitch = mkOption (
+      program "Switches the running guest, root@GUEST ACTION, to this system, which its host has in its store."
+    );
     rebuild = mkOption (program "Both: root@HOST root@GUEST ACTION.");
   };
 

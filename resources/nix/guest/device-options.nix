@@ -22,17 +22,30 @@ let
       inherit description;
     };
 
-  inherit (types) bool enum int listOf nullOr path port str;
+  inherit (types)
+    bool
+    enum
+    int
+    listOf
+    nullOr
+    path
+    port
+    str
+    ;
 in
 {
   options.microvm = {
     volumes = list {
       options = {
         image = needed str "The image or block device on the host; a relative path begins at the guest's folder.";
-        serial = option (nullOr str) null "The disk's serial: /dev/disk/by-id/virtio-SERIAL in the guest. Null: volume-0 and so on.";
+        serial =
+          option (nullOr str) null
+            "The disk's serial: /dev/disk/by-id/virtio-SERIAL in the guest. Null: volume-0 and so on.";
         direct = option bool false "Whether the host's page cache is left out.";
         readOnly = option bool false "Whether the guest may only read.";
-        label = option (nullOr str) null "The file system's label, given when the volume is made; the guest finds it by that.";
+        label =
+          option (nullOr str) null
+            "The file system's label, given when the volume is made; the guest finds it by that.";
         mountPoint = needed (nullOr path) "Where the guest mounts it; null for nowhere.";
         size = needed int "Its size in MiB. A larger one than before lets the image grow; it never shrinks.";
         autoCreate = option bool true "Whether the image and its file system are made when there is none.";
@@ -49,12 +62,15 @@ in
 
     interfaces = list {
       options = {
-        type = needed (enum [
-          "user"
-          "tap"
-          "macvtap"
-          "bridge"
-        ]) "What is behind the card: a network without root (passt), a tap, a macvtap, or a tap in a bridge.";
+        type =
+          needed
+            (enum [
+              "user"
+              "tap"
+              "macvtap"
+              "bridge"
+            ])
+            "What is behind the card: a network without root (passt), a tap, a macvtap, or a tap in a bridge.";
         id = needed str "The interface's name on the host, at most 15 characters.";
         mac = needed str "The card's address.";
         bridge = option (nullOr str) null "The bridge that an interface of type `bridge` is added to.";
@@ -66,16 +82,22 @@ in
           "passthru"
           "source"
         ]) "The macvtap's mode.";
-        tap.vhost = option bool false "Whether the host's kernel must move the frames. It does anyway where it can.";
+        tap.vhost =
+          option bool false
+            "Whether the host's kernel must move the frames. It does anyway where it can.";
       };
     } "Network cards.";
 
     forwardPorts = list {
       options = {
-        from = option (enum [
-          "host"
-          "guest"
-        ]) "host" "From where to where. Guests of nixvmm reach all ports of the host at their gateway's address.";
+        from =
+          option
+            (enum [
+              "host"
+              "guest"
+            ])
+            "host"
+            "From where to where. Guests of nixvmm reach all ports of the host at their gateway's address.";
         proto = option (enum [
           "tcp"
           "udp"

@@ -8,7 +8,18 @@
 
 let
   inherit (lib) literalExpression mkOption types;
-  inherit (types) attrs attrsOf bool enum int ints listOf nullOr oneOf str;
+  inherit (types)
+    attrs
+    attrsOf
+    bool
+    enum
+    int
+    ints
+    listOf
+    nullOr
+    oneOf
+    str
+    ;
 
   cfg = config.microvm;
 
@@ -39,7 +50,9 @@ in
         "cocoa"
         "headless"
       ]) (if pkgs.stdenv.hostPlatform.isDarwin then "cocoa" else "gtk") "Where qemu shows it.";
-      socket = option str "${config.networking.hostName or "$HOSTNAME"}-gpu.sock" "The socket of a graphics process.";
+      socket = option str "${
+        config.networking.hostName or "$HOSTNAME"
+      }-gpu.sock" "The socket of a graphics process.";
       crosvmPackage = package "crosvm";
       vulkan = option (nullOr (enum [
         "venus"
@@ -80,7 +93,9 @@ in
     };
 
     cloud-hypervisor = {
-      platformOEMStrings = option (listOf str) [ ] "OEM strings of SMBIOS, such as io.systemd.credential:NAME=VALUE. nixvmm gives them to the guest.";
+      platformOEMStrings =
+        option (listOf str) [ ]
+          "OEM strings of SMBIOS, such as io.systemd.credential:NAME=VALUE. nixvmm gives them to the guest.";
       extraArgs = words "cloud-hypervisor";
       package = package "cloud-hypervisor";
     };
@@ -98,7 +113,9 @@ in
         "Sync"
       ]) "Async" "How Firecracker reads disks.";
       extraArgs = words "firecracker";
-      extraConfig = option (types.submodule { freeformType = json; }) { } "Keys of Firecracker's configuration.";
+      extraConfig = option (types.submodule {
+        freeformType = json;
+      }) { } "Keys of Firecracker's configuration.";
       package = package "firecracker";
     };
 

@@ -8,7 +8,12 @@
 }:
 
 let
-  inherit (lib) concatMapStrings escapeShellArg mkIf optionalString;
+  inherit (lib)
+    concatMapStrings
+    escapeShellArg
+    mkIf
+    optionalString
+    ;
 
   cfg = config.microvm;
   ofType = types: builtins.filter ({ type, ... }: lib.elem type types) cfg.interfaces;
@@ -40,12 +45,19 @@ let
     ''
       ${removeStale id}
       ${ip} tuntap add name ${escapeShellArg id} mode tap user "$owner" vnet_hdr multi_queue
-      ${optionalString (bridge != null) "${ip} link set dev ${escapeShellArg id} master ${escapeShellArg bridge}"}
+      ${optionalString (
+        bridge != null
+      ) "${ip} link set dev ${escapeShellArg id} master ${escapeShellArg bridge}"}
       ${ip} link set dev ${escapeShellArg id} up
     '';
 
   macvtapUp =
-    { id, mac, macvtap, ... }:
+    {
+      id,
+      mac,
+      macvtap,
+      ...
+    }:
     ''
       ${removeStale id}
       ${ip} link add link ${escapeShellArg macvtap.link} name ${escapeShellArg id} address ${escapeShellArg mac} numrxqueues ${queues} numtxqueues ${queues} type macvtap mode ${macvtap.mode}

@@ -2,7 +2,14 @@
 { config, lib, ... }:
 
 let
-  inherit (lib) listToAttrs mkDefault mkIf mkMerge nameValuePair optionalAttrs;
+  inherit (lib)
+    listToAttrs
+    mkDefault
+    mkIf
+    mkMerge
+    nameValuePair
+    optionalAttrs
+    ;
   inherit (import ../lib { inherit lib; }) volumeSerial;
 
   cfg = config.microvm;
@@ -70,7 +77,12 @@ let
     );
 
   share =
-    { tag, mountPoint, source, ... }:
+    {
+      tag,
+      mountPoint,
+      source,
+      ...
+    }:
     nameValuePair mountPoint (
       {
         device = tag;

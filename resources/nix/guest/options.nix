@@ -7,7 +7,12 @@
 }:
 
 let
-  inherit (lib) literalExpression mkEnableOption mkOption types;
+  inherit (lib)
+    literalExpression
+    mkEnableOption
+    mkOption
+    types
+    ;
 
   cfg = config.microvm;
   hostName = config.networking.hostName or "$HOSTNAME";

@@ -20,18 +20,19 @@ let
     [ config.system.build.toplevel ] ++ lib.optional registers registration
   );
 
-  image = {
-    erofs = {
-      package = pkgs.buildPackages.erofs-utils;
-      # Times and owners are those of a store; the label is for those who mount by it.
-      command = "mkfs.erofs ${toString cfg.storeDiskErofsFlags} -T 0 --all-root -L nix-store --mount-point=/nix/store $out store";
-    };
-    squashfs = {
-      package = pkgs.buildPackages.squashfs-tools-ng;
-      command = "gensquashfs ${toString cfg.storeDiskSquashfsFlags} -D store --all-root -q $out";
-    };
-  }
-  .${cfg.storeDiskType};
+  image =
+    {
+      erofs = {
+        package = pkgs.buildPackages.erofs-utils;
+        # Times and owners are those of a store; the label is for those who mount by it.
+        command = "mkfs.erofs ${toString cfg.storeDiskErofsFlags} -T 0 --all-root -L nix-store --mount-point=/nix/store $out store";
+      };
+      squashfs = {
+        package = pkgs.buildPackages.squashfs-tools-ng;
+        command = "gensquashfs ${toString cfg.storeDiskSquashfsFlags} -D store --all-root -q $out";
+      };
+    }
+    .${cfg.storeDiskType};
 in
 {
   config = lib.mkMerge [

@@ -16,7 +16,7 @@ let
   registration = optional (cfg.registerClosure && config.nix.enable) (closure system);
 in
 {
-  microvm.nixvmm.storeClosure = mkIf (cfg.guest.enable && !cfg.storeOnDisk && cfg.nixvmm.store == "closure") (
-    mkDefault "${closure (system ++ registration)}/store-paths"
-  );
+  microvm.nixvmm.storeClosure = mkIf (
+    cfg.guest.enable && !cfg.storeOnDisk && cfg.nixvmm.store == "closure"
+  ) (mkDefault "${closure (system ++ registration)}/store-paths");
 }

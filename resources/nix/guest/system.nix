@@ -2,7 +2,12 @@
 { config, lib, ... }:
 
 let
-  inherit (lib) mkDefault mkIf mkMerge optional;
+  inherit (lib)
+    mkDefault
+    mkIf
+    mkMerge
+    optional
+    ;
 
   cfg = config.microvm;
   inherit (config.system.build) toplevel;
@@ -33,7 +38,9 @@ mkMerge [
 
     # An image contains the system: the host need not have it unpacked as well.
     microvm.kernelParams = config.boot.kernelParams ++ [
-      "init=${if cfg.storeOnDisk then builtins.unsafeDiscardStringContext "${toplevel}" else "${toplevel}"}/init"
+      "init=${
+        if cfg.storeOnDisk then builtins.unsafeDiscardStringContext "${toplevel}" else "${toplevel}"
+      }/init"
     ];
 
     systemd.services.nix-daemon.enable = mkDefault (cfg.writableStoreOverlay != null);
@@ -46,9 +53,7 @@ mkMerge [
     environment.etc."machine-id" = mkIf (cfg.machineId != null) {
       text = lib.replaceStrings [ "-" ] [ "" ] cfg.machineId + "\n";
     };
-    networking.hostId = mkIf (cfg.machineId != null) (
-      mkDefault (builtins.substring 0 8 cfg.machineId)
-    );
+    networking.hostId = mkIf (cfg.machineId != null) (mkDefault (builtins.substring 0 8 cfg.machineId));
   })
 
   (mkIf (cfg.guest.enable && cfg.nixvmm.watchdog != "off") {

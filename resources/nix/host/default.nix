@@ -43,7 +43,12 @@ let
       foreign = (runner.passthru.hypervisor or runner.hypervisor) != "nixvmm";
     in
     {
-      inherit vm guest runner foreign;
+      inherit
+        vm
+        guest
+        runner
+        foreign
+        ;
       user = if foreign then "microvm" else vm.user;
     }
   ) cfg.vms;
@@ -59,7 +64,13 @@ let
 
   install =
     name:
-    { vm, guest, runner, user, ... }:
+    {
+      vm,
+      guest,
+      runner,
+      user,
+      ...
+    }:
     nameValuePair "install-microvm-${name}" {
       description = "Installs the guest ${name}";
       before = map (unit: "${unit}@${name}.service") ([ "nixvmm" ] ++ units.helpers);
@@ -101,7 +112,13 @@ let
   # What differs from one guest to another, over the one template.
   instance =
     name:
-    { vm, guest, runner, user, foreign }:
+    {
+      vm,
+      guest,
+      runner,
+      user,
+      foreign,
+    }:
     nameValuePair "nixvmm@${name}" (mkMerge [
       {
         overrideStrategy = "asDropin";
@@ -127,7 +144,12 @@ let
   # The helpers of a guest act as its user, too.
   helpers =
     name:
-    { vm, user, foreign, ... }:
+    {
+      vm,
+      user,
+      foreign,
+      ...
+    }:
     genAttrs (map (helper: "${helper}@${name}") units.helpers) (helper: {
       overrideStrategy = "asDropin";
       path = lib.mkForce [ ];
@@ -161,7 +183,8 @@ in
     );
 
     warnings = mapAttrsToList (
-      name: { guest, user, ... }:
+      name:
+      { guest, user, ... }:
       "microvm.vms.${name}: machined is to know it as ${guest.networking.hostName}, and its user ${user} may register vm-NAME as NAME only: let networking.hostName be its name"
     ) (lib.filterAttrs (_: { guest, user, ... }: user != "vm-${guest.networking.hostName}") registered);
 
@@ -202,14 +225,23 @@ in
       _:
       { guest, user, ... }:
       lib.listToAttrs (
-        map ({ source, ... }: nameValuePair source {
-          # Only where it is made; what exists stays as it is.
-          d = {
-            user = ":${user}";
-            group = ":kvm";
-            mode = ":0775";
-          };
-        }) (builtins.filter ({ source, ... }: lib.hasPrefix "/" source && source != "/nix/store") guest.microvm.shares)
+        map
+          (
+            { source, ... }:
+            nameValuePair source {
+              # Only where it is made; what exists stays as it is.
+              d = {
+                user = ":${user}";
+                group = ":kvm";
+                mode = ":0775";
+              };
+            }
+          )
+          (
+            builtins.filter (
+              { source, ... }: lib.hasPrefix "/" source && source != "/nix/store"
+            ) guest.microvm.shares
+          )
       )
     ) guests;
 

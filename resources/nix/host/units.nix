@@ -1,5 +1,9 @@
 # The units of resources/systemd as a package, and what a guest's drop-in says.
-{ lib, pkgs, stateDir }:
+{
+  lib,
+  pkgs,
+  stateDir,
+}:
 
 let
   inherit (lib) hasPrefix optional unique;
@@ -41,12 +45,20 @@ rec {
         path = source;
       }) (builtins.filter ({ source, ... }: isAbsolute source) guest.shares);
       used = folders ++ shares;
-      isHome = { path, ... }: lib.any (home: hasPrefix home path) [ "/home" "/root" "/run/user" ];
+      isHome =
+        { path, ... }:
+        lib.any (home: hasPrefix home path) [
+          "/home"
+          "/root"
+          "/run/user"
+        ];
       hasChildren = guest.shares != [ ] || lib.any ({ type, ... }: type == "user") guest.interfaces;
       secrets = lib.mapAttrsToList (name: file: "${name}:${toString file}") guest.credentialFiles;
       setting = name: values: lib.optionalAttrs (values != [ ]) { ${name} = unique values; };
     in
-    setting "ReadWritePaths" (map ({ path, ... }: "-${path}") (builtins.filter ({ readOnly, ... }: !readOnly) used))
+    setting "ReadWritePaths" (
+      map ({ path, ... }: "-${path}") (builtins.filter ({ readOnly, ... }: !readOnly) used)
+    )
     // setting "DeviceAllow" (
       map ({ path, readOnly, ... }: "${path} ${if readOnly then "r" else "rw"}") devices
     )
@@ -107,7 +119,11 @@ rec {
   foreignHelpers =
     let
       helper =
-        { description, program, extra }:
+        {
+          description,
+          program,
+          extra,
+        }:
         {
           inherit description;
           partOf = [ "nixvmm@%i.service" ];

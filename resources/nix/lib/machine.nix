@@ -71,11 +71,18 @@ let
       inherit (interface) mac;
     };
 
-  firstUserInterface = lib.lists.findFirstIndex (interface: interface.type == "user") null cfg.interfaces;
+  firstUserInterface = lib.lists.findFirstIndex (
+    interface: interface.type == "user"
+  ) null cfg.interfaces;
 
   # passt leads what the guest sends to its gateway to the host, so `from = "guest"` needs no rule.
   forwards = map (
-    { proto, host, guest, ... }:
+    {
+      proto,
+      host,
+      guest,
+      ...
+    }:
     concatStringsSep ":" (
       [ proto ]
       ++ optional (host.address != "") (address host.address)
@@ -109,7 +116,15 @@ let
 
   # nixvmm starts a virtiofsd for each, whatever protocol the option says.
   share =
-    { tag, source, readOnly, cache, posixAcl, extraArgs, ... }:
+    {
+      tag,
+      source,
+      readOnly,
+      cache,
+      posixAcl,
+      extraArgs,
+      ...
+    }:
     {
       inherit tag source cache;
       readonly = readOnly;
@@ -117,8 +132,9 @@ let
       xattr = posixAcl;
       program = lib.getExe' cfg.virtiofsd.package "virtiofsd";
       arguments =
-        lib.optional (cfg.virtiofsd.inodeFileHandles != null)
-          "--inode-file-handles=${cfg.virtiofsd.inodeFileHandles}"
+        lib.optional (
+          cfg.virtiofsd.inodeFileHandles != null
+        ) "--inode-file-handles=${cfg.virtiofsd.inodeFileHandles}"
         ++ cfg.virtiofsd.extraArgs
         ++ extraArgs;
     };

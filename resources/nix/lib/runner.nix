@@ -29,10 +29,12 @@ let
   # Unpacked once, when the guest is built, instead of at each of its starts.
   kernel =
     if cfg.nixvmm.unpackKernel then
-      "${pkgs.buildPackages.runCommand "vmlinux-${cfg.kernel.version or "unpacked"}" { } ''
-        mkdir $out
-        ${lib.getExe' cfg.nixvmm.buildPackage "nixvmm"} unpack-kernel ${kernelFile} $out/vmlinux
-      ''}/vmlinux"
+      "${
+        pkgs.buildPackages.runCommand "vmlinux-${cfg.kernel.version or "unpacked"}" { } ''
+          mkdir $out
+          ${lib.getExe' cfg.nixvmm.buildPackage "nixvmm"} unpack-kernel ${kernelFile} $out/vmlinux
+        ''
+      }/vmlinux"
     else
       kernelFile;
 
@@ -112,7 +114,13 @@ let
   '';
 
   interface =
-    { type, id, mac, macvtap ? { }, ... }:
+    {
+      type,
+      id,
+      mac,
+      macvtap ? { },
+      ...
+    }:
     if type == "tap" || type == "bridge" then
       line "tap-interfaces" id
     else if type == "macvtap" then

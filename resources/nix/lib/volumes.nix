@@ -76,6 +76,10 @@ let
   created = builtins.filter (volume: volume.autoCreate or true) volumes;
 in
 lib.optionalString (created != [ ]) ''
-  PATH=${lib.makeBinPath ([ pkgs.coreutils ] ++ lib.unique (map (volume: (fileSystem volume).package) created))}''${PATH:+:$PATH}
+  PATH=${
+    lib.makeBinPath (
+      [ pkgs.coreutils ] ++ lib.unique (map (volume: (fileSystem volume).package) created)
+    )
+  }''${PATH:+:$PATH}
 ''
 + lib.concatMapStrings make created

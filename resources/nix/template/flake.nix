@@ -51,8 +51,7 @@
     in
     {
       # `nix run` boots the guest on this terminal; Ctrl-A x leaves it.
-      packages.${system}.default =
-        self.nixosConfigurations.my-guest.config.microvm.declaredRunner;
+      packages.${system}.default = self.nixosConfigurations.my-guest.config.microvm.declaredRunner;
 
       nixosConfigurations.my-guest = nixpkgs.lib.nixosSystem {
         inherit system;

@@ -1,12 +1,27 @@
 # Beside the modules of microvm.nix, whose tree is `upstream`.
-{ lib, evaluate, guest, refusals, store, upstream, ... }:
+{
+  lib,
+  evaluate,
+  guest,
+  refusals,
+  store,
+  upstream,
+  ...
+}:
 
 let
-  beside = microvm: (evaluate [
-    (upstream + "/nixos-modules/microvm")
-    ../adapter.nix
-    { microvm = { hypervisor = "nixvmm"; } // microvm; }
-  ]).config;
+  beside =
+    microvm:
+    (evaluate [
+      (upstream + "/nixos-modules/microvm")
+      ../adapter.nix
+      {
+        microvm = {
+          hypervisor = "nixvmm";
+        }
+        // microvm;
+      }
+    ]).config;
 
   microvm = {
     vcpu = 2;
@@ -77,7 +92,12 @@ let
       hypervisor = "qemu";
     };
   };
-  before = values (evaluate [ (upstream + "/nixos-modules/microvm") old ]).config;
+  before =
+    values
+      (evaluate [
+        (upstream + "/nixos-modules/microvm")
+        old
+      ]).config;
   after = values (guest old);
 in
 {
@@ -103,7 +123,12 @@ in
           }
         ];
         share = store;
-        programs = [ "microvm-balloon" "microvm-console" "microvm-run" "microvm-shutdown" ];
+        programs = [
+          "microvm-balloon"
+          "microvm-console"
+          "microvm-run"
+          "microvm-shutdown"
+        ];
       };
     };
     "adapter: forwarded ports are not refused, and shares are mounted by virtiofs" = {
@@ -121,13 +146,26 @@ in
         config
         (beside {
           inherit (microvm) interfaces;
-          forwardPorts = [ { from = "guest"; host.port = 80; guest.port = 80; } ];
+          forwardPorts = [
+            {
+              from = "guest";
+              host.port = 80;
+              guest.port = 80;
+            }
+          ];
         })
       ];
-      expected = [ 0 1 ];
+      expected = [
+        0
+        1
+      ];
     };
     "adapter: forwarded ports without a network of type user still are" = {
-      found = lib.length (refusals (beside { inherit (microvm) forwardPorts; }));
+      found = lib.length (
+        refusals (beside {
+          inherit (microvm) forwardPorts;
+        })
+      );
       expected = 1;
     };
     "switch: every option has the value that it had" = {

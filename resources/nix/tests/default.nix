@@ -13,14 +13,24 @@
 
 let
   pkgs = import ./packages.nix { inherit lib store; };
-  evaluate = modules: lib.evalModules { modules = [ (import ./nixos.nix { inherit lib pkgs; }) ] ++ modules; };
+  evaluate =
+    modules: lib.evalModules { modules = [ (import ./nixos.nix { inherit lib pkgs; }) ] ++ modules; };
 
   tools = rec {
-    inherit lib pkgs evaluate store;
+    inherit
+      lib
+      pkgs
+      evaluate
+      store
+      ;
     guest = modules: (evaluate ([ ../guest ] ++ lib.toList modules)).config;
     host = modules: (evaluate ([ ../host ] ++ lib.toList modules)).config;
     # Messages of assertions that do not hold.
-    refusals = config: map ({ message, ... }: message) (builtins.filter ({ assertion, ... }: !assertion) config.assertions);
+    refusals =
+      config:
+      map ({ message, ... }: message) (
+        builtins.filter ({ assertion, ... }: !assertion) config.assertions
+      );
     # Whether something is refused when it is evaluated as a whole.
     throws = value: !(builtins.tryEval (builtins.deepSeq value value)).success;
     machine = config: config.microvm.declaredRunner.machine;
@@ -42,7 +52,13 @@ in
   failures = builtins.filter (failure: failure != null) (
     map (
       { name, value }:
-      if value.found == value.expected then null else { inherit name; inherit (value) found expected; }
+      if value.found == value.expected then
+        null
+      else
+        {
+          inherit name;
+          inherit (value) found expected;
+        }
     ) cases
   );
   machines = lib.foldl' (machines: suite: machines // suite.machines or { }) { } suites;

@@ -1,5 +1,10 @@
 # What a guest's system becomes, what is refused and what is warned of.
-{ lib, guest, refusals, ... }:
+{
+  lib,
+  guest,
+  refusals,
+  ...
+}:
 
 let
   volume = image: {
@@ -7,7 +12,13 @@ let
     mountPoint = null;
     size = 1;
   };
-  refused = microvm: map (lib.removePrefix "MicroVM guest: ") (refusals (guest { inherit microvm; }));
+  refused =
+    microvm:
+    map (lib.removePrefix "MicroVM guest: ") (
+      refusals (guest {
+        inherit microvm;
+      })
+    );
   warned = microvm: map (lib.removePrefix "MicroVM guest: ") (guest { inherit microvm; }).warnings;
 
   overlaid = guest {
@@ -15,10 +26,13 @@ let
     microvm.volumes = [
       (volume "first.img")
       (volume "store.img" // { mountPoint = "/nix/.rw-store"; })
-      (volume "labelled.img" // {
-        mountPoint = "/labelled";
-        label = "data";
-      })
+      (
+        volume "labelled.img"
+        // {
+          mountPoint = "/labelled";
+          label = "data";
+        }
+      )
     ];
   };
 
@@ -107,15 +121,35 @@ in
     };
     "guest: what cannot be made is refused with its name" = {
       found = map (microvm: lib.length (refused microvm)) [
-        { volumes = [ (volume "a") (volume "a") ]; }
-        { interfaces = [ interface (interface // { mac = "02:00:00:00:00:02"; }) ]; }
+        {
+          volumes = [
+            (volume "a")
+            (volume "a")
+          ];
+        }
+        {
+          interfaces = [
+            interface
+            (interface // { mac = "02:00:00:00:00:02"; })
+          ];
+        }
         { interfaces = [ (interface // { type = "bridge"; }) ]; }
         { interfaces = [ (interface // { bridge = "br0"; }) ]; }
         { interfaces = [ (interface // { id = "a-name-too-long-"; }) ]; }
-        { forwardPorts = [ { host.port = 1; guest.port = 1; } ]; }
+        {
+          forwardPorts = [
+            {
+              host.port = 1;
+              guest.port = 1;
+            }
+          ];
+        }
         { cloud-hypervisor.platformOEMStrings = [ "oem_strings=[a]" ]; }
         { vsock.cid = 2; }
-        { hotplugMem = 1; hotpluggedMem = 2; }
+        {
+          hotplugMem = 1;
+          hotpluggedMem = 2;
+        }
         { volumes = [ (volume "a" // { serial = "more-than-twenty-bytes"; }) ]; }
       ];
       expected = lib.genList (_: 1) 10;
@@ -124,7 +158,12 @@ in
       found = refused {
         hypervisor = "cloud-hypervisor";
         interfaces = [ (interface // { type = "user"; }) ];
-        forwardPorts = [ { host.port = 1; guest.port = 1; } ];
+        forwardPorts = [
+          {
+            host.port = 1;
+            guest.port = 1;
+          }
+        ];
       };
       expected = [ ];
     };
@@ -133,7 +172,10 @@ in
         (refused { })
         (warned { })
       ];
-      expected = [ [ ] [ ] ];
+      expected = [
+        [ ]
+        [ ]
+      ];
     };
     "guest: what is not followed is said, not refused" = {
       found = [
@@ -141,18 +183,35 @@ in
           graphics.enable = true;
           qemu.extraArgs = [ "-snapshot" ];
           user = "somebody";
-          devices = [ { bus = "pci"; path = "0000:01:00.0"; } ];
+          devices = [
+            {
+              bus = "pci";
+              path = "0000:01:00.0";
+            }
+          ];
         })
         (map (warning: lib.head (lib.splitString " " warning)) (warned {
           graphics.enable = true;
           qemu.extraArgs = [ "-snapshot" ];
           user = "somebody";
           mem = 16;
-          devices = [ { bus = "pci"; path = "0000:01:00.0"; } ];
+          devices = [
+            {
+              bus = "pci";
+              path = "0000:01:00.0";
+            }
+          ];
           interfaces = [ (interface // { type = "user"; }) ];
           forwardPorts = [
-            { from = "guest"; host.port = 80; guest.port = 80; }
-            { host.port = 2222; guest.port = 22; }
+            {
+              from = "guest";
+              host.port = 80;
+              guest.port = 80;
+            }
+            {
+              host.port = 2222;
+              guest.port = 22;
+            }
           ];
         }))
       ];

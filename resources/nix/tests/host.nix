@@ -1,5 +1,12 @@
 # What a host's units become.
-{ lib, guest, host, refusals, pkgs, ... }:
+{
+  lib,
+  guest,
+  host,
+  refusals,
+  pkgs,
+  ...
+}:
 
 let
   web = guest {
@@ -52,8 +59,12 @@ let
 
   config = host {
     microvm.vms = {
-      web = evaluated web // { restartIfChanged = true; };
-      "a.name.with.dots" = evaluated (guest { }) // { autostart = false; };
+      web = evaluated web // {
+        restartIfChanged = true;
+      };
+      "a.name.with.dots" = evaluated (guest { }) // {
+        autostart = false;
+      };
       old = evaluated foreign;
     };
   };
@@ -149,11 +160,21 @@ in
         "ln -sfn /var/lib/microvms/web/booted /nix/var/nix/gcroots/microvm/booted-web"
         "toplevel"
       ];
-      expected = [ true true true true ];
+      expected = [
+        true
+        true
+        true
+        true
+      ];
     };
     "host: a runner of microvm.nix runs as it did there" = {
       found = {
-        inherit (settings "nixvmm@old") Type User NotifyAccess SystemCallFilter;
+        inherit (settings "nixvmm@old")
+          Type
+          User
+          NotifyAccess
+          SystemCallFilter
+          ;
         helper = (settings "nixvmm-tap@old").User;
         requires = (service "nixvmm@old").requires;
         hasFileServer = config.systemd.services ? "nixvmm-virtiofsd@";
@@ -174,10 +195,12 @@ in
     "host: a guest that machined shall know may say so, and comes after it" = {
       found =
         let
-          listed = hostName: guest {
-            networking = { inherit hostName; };
-            microvm.registerWithMachined = true;
-          };
+          listed =
+            hostName:
+            guest {
+              networking = { inherit hostName; };
+              microvm.registerWithMachined = true;
+            };
           config = host {
             microvm.vms.web = evaluated (listed "web");
             microvm.vms.db = evaluated (listed "database");
@@ -186,14 +209,20 @@ in
           comesAfter = name: lib.elem "systemd-machined.service" config.systemd.services.${name}.after;
         in
         {
-          order = map comesAfter [ "nixvmm@web" "nixvmm@other" ];
+          order = map comesAfter [
+            "nixvmm@web"
+            "nixvmm@other"
+          ];
           rule = lib.hasInfix "create-machine" config.security.polkit.extraConfig;
           inherit (config.security.polkit) enable;
           warned = map (warning: lib.head (lib.splitString ":" warning)) config.warnings;
           without = (host { microvm.vms.other = evaluated (guest { }); }).security.polkit;
         };
       expected = {
-        order = [ true false ];
+        order = [
+          true
+          false
+        ];
         rule = true;
         enable = true;
         warned = [ "microvm.vms.db" ];
@@ -203,10 +232,17 @@ in
     "host: a runner of microvm.nix registers itself by its own scripts, as root" = {
       found =
         let
-          runner = foreign.microvm.declaredRunner // { registerWithMachined = true; };
+          runner = foreign.microvm.declaredRunner // {
+            registerWithMachined = true;
+          };
           config = host {
             microvm.vms.old = evaluated (
-              foreign // { microvm = foreign.microvm // { declaredRunner = runner; }; }
+              foreign
+              // {
+                microvm = foreign.microvm // {
+                  declaredRunner = runner;
+                };
+              }
             );
           };
           old = config.systemd.services."nixvmm@old";
@@ -235,7 +271,11 @@ in
       expected.TimeoutStartSec = 7;
     };
     "host: a guest that is nothing is refused" = {
-      found = lib.length (refusals (host { microvm.vms.nothing = { }; }));
+      found = lib.length (
+        refusals (host {
+          microvm.vms.nothing = { };
+        })
+      );
       expected = 1;
     };
     "host: it can be switched off" = {

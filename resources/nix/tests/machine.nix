@@ -1,5 +1,13 @@
 # machine.json: what `nixvmm run --config` is given.
-{ lib, guest, machine, script, store, throws, ... }:
+{
+  lib,
+  guest,
+  machine,
+  script,
+  store,
+  throws,
+  ...
+}:
 
 let
   plain = guest { };
@@ -155,7 +163,10 @@ in
       };
     };
     "machine: memory that is plugged from the start is RAM" = {
-      found = (machine (guest { microvm.hotplugMem = 1024; })).memory;
+      found =
+        (machine (guest {
+          microvm.hotplugMem = 1024;
+        })).memory;
       expected.size = "1536M";
     };
     "machine: all kinds of interfaces, and forwarded ports with the network of type user" = {
@@ -172,7 +183,10 @@ in
         }
         {
           type = "macvtap";
-          fd = [ 3 4 ];
+          fd = [
+            3
+            4
+          ];
           mac = "02:00:00:00:00:03";
         }
         {
@@ -203,13 +217,15 @@ in
       ];
     };
     "machine: thirty volumes are thirty disks" = {
-      found = lib.length (machine (guest {
-        microvm.volumes = lib.genList (index: {
-          image = "${toString index}.img";
-          mountPoint = null;
-          size = 1;
-        }) 30;
-      })).disks;
+      found =
+        lib.length
+          (machine (guest {
+            microvm.volumes = lib.genList (index: {
+              image = "${toString index}.img";
+              mountPoint = null;
+              size = 1;
+            }) 30;
+          })).disks;
       expected = 31;
     };
     "machine: the context id and OEM strings are passed on, secrets are not in it" = {
@@ -225,16 +241,24 @@ in
       };
     };
     "machine: vsock can be a unix socket, or off, and then the guest cannot tell that it is up" = {
-      found = map (
-        vsock:
-        let
-          made = machine (guest { microvm.nixvmm = { inherit vsock; }; });
-        in
-        [
-          (made.vsock or null)
-          made.ready
-        ]
-      ) [ "socket" "off" ];
+      found =
+        map
+          (
+            vsock:
+            let
+              made = machine (guest {
+                microvm.nixvmm = { inherit vsock; };
+              });
+            in
+            [
+              (made.vsock or null)
+              made.ready
+            ]
+          )
+          [
+            "socket"
+            "off"
+          ];
       expected = [
         [
           { socket = "notify.vsock"; }
@@ -264,11 +288,20 @@ in
             arguments = [ "--inode-file-handles=prefer" ];
           }
         ];
-        programs = [ "microvm-balloon" "microvm-console" "microvm-run" "microvm-shutdown" ];
+        programs = [
+          "microvm-balloon"
+          "microvm-console"
+          "microvm-run"
+          "microvm-shutdown"
+        ];
       };
     };
     "machine: a share of the store is served by whom the option names, as a closure or whole" = {
-      found = map storeOf [ "virtiofsd" "whole" "closure" ];
+      found = map storeOf [
+        "virtiofsd"
+        "whole"
+        "closure"
+      ];
       expected = [
         {
           share = null;
@@ -288,23 +321,31 @@ in
       ];
     };
     "machine: a key of nixvmm's own goes over what the options give" = {
-      found = (machine (guest { microvm.nixvmm.extraConfig = { memory.prealloc = true; cpus = 3; }; })).memory;
+      found =
+        (machine (guest {
+          microvm.nixvmm.extraConfig = {
+            memory.prealloc = true;
+            cpus = 3;
+          };
+        })).memory;
       expected = {
         size = "512M";
         prealloc = true;
       };
     };
     "machine: an image that is not raw is refused" = {
-      found = throws (machine (guest {
-        microvm.volumes = [
-          {
-            image = "a.qcow2";
-            imageType = "qcow2";
-            mountPoint = null;
-            size = 1;
-          }
-        ];
-      }));
+      found = throws (
+        machine (guest {
+          microvm.volumes = [
+            {
+              image = "a.qcow2";
+              imageType = "qcow2";
+              mountPoint = null;
+              size = 1;
+            }
+          ];
+        })
+      );
       expected = true;
     };
     "runner: one nixvmm is started, with layers of the instance over the machine" = {
@@ -323,7 +364,10 @@ in
         "nixvmm ctl guest.sock power-off"
         "nixvmm ctl guest.sock events"
       ];
-      expected = [ true true ];
+      expected = [
+        true
+        true
+      ];
     };
     "runner: without a socket there is nothing to ask" = {
       found =
@@ -335,7 +379,11 @@ in
           (lib.attrNames config.microvm.declaredRunner.programs)
           ((machine config) ? control)
         ];
-      expected = [ false [ "microvm-run" ] false ];
+      expected = [
+        false
+        [ "microvm-run" ]
+        false
+      ];
     };
     "runner: host modules find what they look for" = {
       found = {
@@ -360,10 +408,18 @@ in
       };
     };
     "machine: machined knows it by its host name, if it shall" = {
-      found = map (registerWithMachined: (machine (guest { microvm = { inherit registerWithMachined; }; })).machined or null) [
-        false
-        true
-      ];
+      found =
+        map
+          (
+            registerWithMachined:
+            (machine (guest {
+              microvm = { inherit registerWithMachined; };
+            })).machined or null
+          )
+          [
+            false
+            true
+          ];
       expected = [
         null
         { name = "guest"; }
@@ -372,13 +428,14 @@ in
     "runner: users can add to the scripts of interfaces" = {
       found =
         let
-          text = (guest {
-            microvm = {
-              inherit (full.microvm) interfaces;
-              forwardPorts = [ ];
-              binScripts.tap-up = lib.mkAfter "echo added";
-            };
-          }).microvm.binScripts.tap-up;
+          text =
+            (guest {
+              microvm = {
+                inherit (full.microvm) interfaces;
+                forwardPorts = [ ];
+                binScripts.tap-up = lib.mkAfter "echo added";
+              };
+            }).microvm.binScripts.tap-up;
         in
         [
           (lib.hasPrefix "set -euo pipefail" text)
@@ -386,7 +443,12 @@ in
           (lib.hasInfix "tuntap add name vm-tap mode tap user \"$owner\" vnet_hdr multi_queue" text)
           (lib.hasInfix "master br0" text)
         ];
-      expected = [ true true true true ];
+      expected = [
+        true
+        true
+        true
+        true
+      ];
     };
   };
 }

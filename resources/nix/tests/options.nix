@@ -1,5 +1,11 @@
 # Names, types and defaults that a configuration for microvm.nix counts on.
-{ lib, guest, host, throws, ... }:
+{
+  lib,
+  guest,
+  host,
+  throws,
+  ...
+}:
 
 let
   plain = (guest { }).microvm;
@@ -40,7 +46,9 @@ in
   cases = {
     "options: defaults are those of microvm.nix" = {
       found = builtins.intersectAttrs defaults plain;
-      expected = defaults // { inherit (plain) machineId; };
+      expected = defaults // {
+        inherit (plain) machineId;
+      };
     };
     "options: the identity is the hash that microvm.nix makes of the name" = {
       found = lib.replaceStrings [ "-" ] [ "" ] plain.machineId;
@@ -48,7 +56,11 @@ in
     };
     "options: dedupe is off and the flags suit the kernel" = {
       found = plain.storeDiskErofsFlags;
-      expected = [ "-zlz4hc" "-Eztailpacking" "-Efragments" ];
+      expected = [
+        "-zlz4hc"
+        "-Eztailpacking"
+        "-Efragments"
+      ];
     };
     "options: every hypervisor of microvm.nix is accepted, and no other" = {
       found = map (hypervisor: throws (guest { microvm = { inherit hypervisor; }; }).microvm.hypervisor) [
@@ -57,7 +69,12 @@ in
         "vfkit"
         "bochs"
       ];
-      expected = [ false false false true ];
+      expected = [
+        false
+        false
+        false
+        true
+      ];
     };
     "options: the guest can be switched off" = {
       found = (guest { microvm.guest.enable = false; }).fileSystems;
@@ -66,7 +83,12 @@ in
     "options: the host has its defaults" = {
       found = {
         inherit (onHost) stateDir autostart vms;
-        inherit (onHost.host) enable startupTimeout useNotifySockets stopOrphans;
+        inherit (onHost.host)
+          enable
+          startupTimeout
+          useNotifySockets
+          stopOrphans
+          ;
       };
       expected = {
         stateDir = "/var/lib/microvms";

@@ -17,9 +17,15 @@ let
     // attributes;
 
   # What a builder would do is kept as text.
-  built = name: attributes: script: package name (
-    (attributes.passthru or { }) // { inherit script; } // lib.optionalAttrs (attributes ? meta) { inherit (attributes) meta; }
-  );
+  built =
+    name: attributes: script:
+    package name (
+      (attributes.passthru or { })
+      // {
+        inherit script;
+      }
+      // lib.optionalAttrs (attributes ? meta) { inherit (attributes) meta; }
+    );
 
   named = lib.genAttrs [
     "alioth"

@@ -26,9 +26,11 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// Which machine this is: of an emulated host, the emulator and its version.
 const MACHINE: &str = "/sys/class/dmi/id/product_version";
 
-/// How much of a trace is shown, and of the host's kernel log.
-const TRACE_TAIL: usize = 6000;
+/// How much of the host's kernel log is shown.
 const LOG_TAIL: usize = 3000;
+
+/// How many kinds of events of a trace are shown, those that came most often.
+const EVENTS: usize = 12;
 
 /// What the process `id` and the machine it runs do now; empty when it has ended.
 ///
@@ -44,7 +46,6 @@ pub fn of(id: u32) -> String {
     let trace = trace.map(Trace::finish).unwrap_or_default();
     let log = tool::run("dmesg", [""; 0]).unwrap_or_default();
     let mut text = format!("the host's kernel log ends:\n{}", tool::tail(&log, LOG_TAIL));
-    text += &format!("the end of KVM's trace:\n{trace}\n");
     text += &format!("signals that nobody took, and timers:\n{}", descriptors(&process));
     text += "KVM's statistics, and their growth within a second:\n ";
     for (name, now) in self::statistics(id).into_iter().filter(|(_, now)| *now > 0) {
@@ -60,16 +61,31 @@ pub fn of(id: u32) -> String {
         let switched = now.switches.saturating_sub(before.map_or(0, |before| before.switches));
         let _ = writeln!(text, "  {name}: {ran} ticks, {switched} switches; {}", now.place);
     }
+    text += "what KVM traced within that second, by how often:\n";
+    for (event, count) in most_frequent(&trace, EVENTS) {
+        let _ = writeln!(text, "  {count} {event}");
+    }
     text
 }
 
-/// Whether no processor of the machine that the process `id` runs leaves its guest any more: they
-/// sleep, and nothing will wake them. It takes ten seconds.
+/// Whether no processor of the machine that the process `id` runs leaves its guest any more, but
+/// for the host's own interrupts: they sleep and nothing will wake them, or each goes round where
+/// it is and asks for nothing. It takes ten seconds.
 pub fn stands_still(id: u32) -> bool {
-    let exits = || statistics(id).get("exits").copied();
-    let before = exits();
+    let before = statistics(id);
     thread::sleep(LIFE);
-    before.is_some() && before == exits()
+    own_exits_grew(&before, &statistics(id)) == Some(false)
+}
+
+/// Whether guests were left for a reason of their own between two looks; `None` where KVM does
+/// not count.
+fn own_exits_grew(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Option<bool> {
+    let own = |counters: &BTreeMap<String, u64>| {
+        Some(counters.get("exits")?.saturating_sub(*counters.get("irq_exits")?))
+    };
+    // The look may find each processor between the two counters of one interrupt.
+    let processors = after.keys().filter(|name| name.ends_with("/pid")).count() as u64;
+    Some(own(after)? > own(before)?.saturating_add(processors))
 }
 
 /// Where a thread is, and how far it has come.
@@ -165,16 +181,35 @@ impl Trace {
     }
 
     fn finish(self) -> String {
-        drop(self);
+        // All events end at once: switched off one by one, the last ones would fill the end.
+        let _ = fs::write(Path::new(TRACING).join("tracing_on"), "0");
         let trace = fs::read(Path::new(TRACING).join("trace")).unwrap_or_default();
-        tool::tail(&trace, TRACE_TAIL)
+        String::from_utf8_lossy(&trace).into_owned()
     }
 }
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        let _ = fs::write(Path::new(TRACING).join("events/kvm/enable"), "0");
+        for (file, value) in [("events/kvm/enable", "0"), ("trace", ""), ("tracing_on", "1")] {
+            let _ = fs::write(Path::new(TRACING).join(file), value);
+        }
     }
+}
+
+/// The events of `trace` that are the same but for their time, with how many there were: at most
+/// `count` of them, the most frequent first. Of an exit the reason and the place count.
+fn most_frequent(trace: &str, count: usize) -> Vec<(&str, usize)> {
+    let mut events: BTreeMap<&str, usize> = BTreeMap::new();
+    for line in trace.lines().filter(|line| !line.starts_with('#')) {
+        let event = line.find("kvm_").and_then(|start| line.get(start..)).unwrap_or_default();
+        let event = event.split(" info1 ").next().unwrap_or_default();
+        *events.entry(event).or_default() += 1;
+    }
+    events.remove("");
+    let mut events: Vec<_> = events.into_iter().collect();
+    events.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
+    events.truncate(count);
+    events
 }
 
 fn is_running(process: &Path) -> bool {
@@ -207,6 +242,28 @@ mod test {
         let told = of(process::id());
         assert!(told.contains("switches;") && told.contains("eventfd-count"), "{told}");
         drop(event);
+    }
+
+    #[test]
+    fn events_are_counted_by_reason_and_place() {
+        let trace = "# tracer: nop\n\
+            vcpu0-1 [000] ..... 1.5: kvm_exit: vcpu 0 reason hlt rip 0x10 info1 0x1\n\
+            vcpu0-1 [000] ..... 1.6: kvm_exit: vcpu 0 reason io rip 0x20 info1 0x1\n\
+            vcpu0-1 [000] ..... 1.7: kvm_exit: vcpu 0 reason io rip 0x20 info1 0x2\n";
+        let io = "kvm_exit: vcpu 0 reason io rip 0x20";
+        assert_eq!(most_frequent(trace, 1), [(io, 2)]);
+        assert_eq!(most_frequent(trace, 5).len(), 2);
+    }
+
+    #[test]
+    fn a_guest_that_only_the_hosts_interrupts_leave_stands_still() {
+        let look = |exits: u64, interrupts: u64| {
+            let counters = [("exits", exits), ("irq_exits", interrupts), ("vcpu0/pid", 7)];
+            counters.map(|(name, count)| (name.to_owned(), count)).into_iter().collect()
+        };
+        assert_eq!(own_exits_grew(&look(900, 500), &look(5000, 4599)), Some(false));
+        assert_eq!(own_exits_grew(&look(900, 500), &look(902, 500)), Some(true));
+        assert_eq!(own_exits_grew(&BTreeMap::new(), &look(1, 1)), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::testbed::Testbed;
 
 /// What a guest may take for one step. A step takes seconds in an emulated host; this is for one
 /// that will not come.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What systemd may take to come up or to go down.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(360);
@@ -31,8 +31,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often a process is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The kernel command line of the tiny guest.
-const TINY_COMMAND_LINE: &str = "console=hvc0 loglevel=4";
+/// The kernel command line of the tiny guest. Its kernel stays where it is linked, so that an address
+/// in a trace names a function, and every boot is the same.
+const TINY_COMMAND_LINE: &str = "console=hvc0 loglevel=4 nokaslr";
 
 /// A command line of `nixvmm` under construction.
 pub struct Launch {
@@ -45,8 +46,8 @@ pub struct Launch {
 #[derive(Debug)]
 pub struct Silence {
     text: String,
-    /// Whether its processors do nothing any more, in an emulated host: whether the emulator or
-    /// nixvmm lost what should wake them, nobody knows.
+    /// Whether its processors ask for nothing any more, in an emulated host: see
+    /// [`diagnosis::stands_still`].
     pub stands_still: bool,
 }
 

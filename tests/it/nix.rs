@@ -1,4 +1,4 @@
-//! The Nix files: whether they parse and are formatted, and whether they evaluate to what they shall.
+//! The Nix files: do they parse, are they formatted, and do they evaluate to what they shall?
 
 use std::fs;
 use std::io::ErrorKind;

@@ -31,8 +31,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often a process is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The kernel command line of the tiny guest. Its kernel stays where it is linked, so that an address
-/// in a trace names a function, and every boot is the same.
+/// The kernel command line of the tiny guest. Its kernel stays where it is linked, so that an
+/// address in a trace names a function, and every boot is the same.
 const TINY_COMMAND_LINE: &str = "console=hvc0 loglevel=4 nokaslr";
 
 /// A command line of `nixvmm` under construction.

@@ -30,8 +30,9 @@ use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread::ScopedJoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -60,6 +61,9 @@ const HOSTS_MAX: usize = 2;
 
 /// Tests of an emulated host that are tried once more because a guest's processors stand still.
 const LOST_MAX: usize = 2;
+
+/// So many tests are named with the time they took.
+const LONGEST: usize = 12;
 
 /// What all guest tests of an emulated host may take together.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -170,13 +174,29 @@ fn run_guest_tests(arguments: &Arguments, testbed: Testbed) -> Result<ExitCode> 
     // Guests of several tests at once would share two processors.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let times: u32 = env::var(REPEAT).ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    let (durations, ended) = mpsc::channel();
     let trial = |(name, test): GuestTest| {
-        let run = move || (0..times).try_for_each(|_| attempt(name, test, testbed));
-        Trial::test(name, move || run().map_err(|error| failure(name, &error)))
+        let durations = durations.clone();
+        Trial::test(name, move || {
+            let start = Instant::now();
+            let outcome = (0..times).try_for_each(|_| attempt(name, test, testbed));
+            let _ = durations.send((start.elapsed(), name));
+            outcome.map_err(|error| failure(name, &error))
+        })
     };
     let own = own_part(&arguments)?;
     let trials = own.into_iter().map(trial).collect();
-    Ok(libtest_mimic::run(&arguments, trials).exit_code())
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    say_what_took_long(ended.try_iter().collect());
+    Ok(conclusion.exit_code())
+}
+
+/// Names the tests that took longest, since continuous integration waits for all of them.
+fn say_what_took_long(mut durations: Vec<(Duration, &str)>) {
+    durations.sort_unstable();
+    let longest = durations.iter().rev().take(LONGEST);
+    let words = longest.map(|(duration, name)| format!("{name} {} s", duration.as_secs()));
+    progress(&format!("longest: {}", words.collect::<Vec<_>>().join(", ")));
 }
 
 /// Runs a guest test, and once more where the processors of a guest stand still in an emulated

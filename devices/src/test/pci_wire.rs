@@ -145,8 +145,13 @@ impl PciWire {
     fn interrupt(&self, source: Source) -> Option<Event> {
         match source {
             Source::Config => self.routes.event(0),
-            Source::Queue(queue) => self.routes.event(u32::from(queue) + 1),
+            Source::Queue(queue) => self.routes.event(self.queue_vector(queue.into())),
         }
+    }
+
+    /// Queues beyond the last vector share it.
+    fn queue_vector(&self, queue: u32) -> u32 {
+        (queue + 1).min(self.layout.vectors - 1)
     }
 }
 
@@ -170,13 +175,13 @@ impl Wire for PciWire {
         self.bar(self.layout.common + offset, len)
     }
 
-    /// Gives every source a vector of its own on the way.
+    /// Gives every source a vector on the way: its own, as long as there are some.
     fn write(&mut self, register: Register, value: u32) {
         let common = self.layout.common;
         match register {
             Register::QueueSelect => self.queue_select = value,
             Register::QueueReady if value == 1 => {
-                self.set_bar(common + 0x1a, self.queue_select + 1, 2);
+                self.set_bar(common + 0x1a, self.queue_vector(self.queue_select), 2);
             }
             Register::Status if value & u32::from(status::FEATURES_OK) != 0 => {
                 self.set_bar(common + 0x10, 0, 2);

@@ -74,6 +74,12 @@ pub trait VirtioDevice: Send {
         TRANSPORT_FEATURES
     }
 
+    /// Whether the queues had better share an interrupt, where each could have its own: what
+    /// happens on them comes together, so that a guest is interrupted once instead of twice.
+    fn shares_interrupt(&self) -> bool {
+        false
+    }
+
     /// The device's configuration space; its bounds are the transport's business.
     fn config(&self) -> &[u8] {
         &[]

@@ -96,13 +96,16 @@ impl PciTransport {
         routes: Arc<dyn MessageRoutes>,
         bar: u64,
     ) -> io::Result<Self> {
+        let shares_interrupt = device.shares_interrupt();
         let transport = Transport::new(device, memory)?;
         let queue_count = transport.doorbells().len();
         if queue_count > QUEUES_MAX {
             return Err(io::Error::other(format!("a PCI device with {queue_count} queues")));
         }
+        // A driver that finds too few vectors for one each gives the queues one together.
+        let queue_vectors = if shares_interrupt { 1 } else { queue_count };
         let vectors = Vectors {
-            msix: Msix::new(queue_count + 1, routes)?,
+            msix: Msix::new(1 + queue_vectors, routes)?,
             config: NO_VECTOR,
             queues: vec![NO_VECTOR; queue_count],
         };

@@ -162,6 +162,12 @@ impl VirtioDevice for Net {
         self.backend.transport_features()
     }
 
+    /// What comes and the word that something was sent are one pair's, and the same processor's.
+    /// Pairs are apart, since each is to have a processor.
+    fn shares_interrupt(&self) -> bool {
+        self.pairs == 1
+    }
+
     fn config(&self) -> &[u8] {
         self.config.as_bytes()
     }

@@ -10,8 +10,9 @@ use super::tap::TapBackend;
 use super::*;
 use crate::host::tap::Tap;
 use crate::test::LoopThread;
-use crate::test::driver::{Driver, Sent};
+use crate::test::driver::{self, Driver, Sent};
 use crate::test::hostile::Subject;
+use crate::test::pci_wire::PciWire;
 use crate::test::wire::Source;
 
 const RECEIVE: u16 = 0;
@@ -153,6 +154,24 @@ fn frames_go_both_ways_however_their_buffers_are_split() {
         assert_eq!(sent, Count { frames: 2, bytes: 200, dropped: 0 });
         assert_eq!(received, Count { frames: 2, bytes: 120, dropped: 0 });
     }
+}
+
+#[test]
+fn the_queues_of_one_pair_share_a_vector_and_those_of_several_have_one_each() {
+    let home = LoopThread::new();
+    for (pairs, vectors) in [(1, 2), (2, 6)] {
+        let (card, ..) = card(&home.handle(), pairs);
+        assert_eq!(PciWire::new(Box::new(card), driver::memory()).layout.vectors, vectors);
+    }
+    let (card, wires, _tap) = card(&home.handle(), 1);
+    let mut driver = Driver::pci(Box::new(card));
+    driver.start();
+    let (sent, received) = (frame(100, 1), frame(60, 2));
+    let buffer = driver.send(RECEIVE, &[], &[200]);
+    assert_eq!(driver.request(TRANSMIT, &[&sent], &[]), b"");
+    wires[0].send(&received).unwrap();
+    assert_eq!(driver.wait_used(RECEIVE), (buffer.head.into(), 72));
+    assert_eq!(driver.answer(&buffer)[HEADER_BYTES..72], received[HEADER_BYTES..]);
 }
 
 #[test]

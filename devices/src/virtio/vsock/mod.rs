@@ -24,8 +24,9 @@ const FEATURE_STREAM: u64 = 1 << 0;
 /// `VIRTIO_VSOCK_F_SEQPACKET`.
 const FEATURE_SEQPACKET: u64 = 1 << 1;
 
-/// Linux fills the receive queue with packets of 4 KiB, so this is how far the host may be ahead.
-const QUEUE_SIZE: u16 = 256;
+/// Linux keeps the receive queue full of packets of 4 KiB: twice what it lets one connection send,
+/// and half a MiB that a guest has no other use for.
+const QUEUE_SIZE: u16 = 128;
 
 /// The receive, transmit and event queues; nothing ever happens that the last one is for.
 const QUEUE_SIZES: [u16; 3] = [QUEUE_SIZE, QUEUE_SIZE, 8];
@@ -80,6 +81,11 @@ impl VirtioDevice for Vsock {
     fn offer(&self) -> Offer {
         let queue_sizes = QUEUE_SIZES.to_vec();
         Offer { kind: DeviceKind::Vsock, features: self.features, queue_sizes }
+    }
+
+    /// An answer comes with the word that the question was taken.
+    fn shares_interrupt(&self) -> bool {
+        true
     }
 
     fn config(&self) -> &[u8] {

@@ -16,8 +16,9 @@ use super::packet::{
 };
 use crate::host::vsock::Gate;
 use crate::test::LoopThread;
-use crate::test::driver::{Driver, Sent};
+use crate::test::driver::{self, Driver, Sent};
 use crate::test::hostile::Subject;
+use crate::test::pci_wire::PciWire;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice as _;
 
@@ -210,6 +211,13 @@ fn read(program: &mut UnixStream, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     program.read_exact(&mut bytes).unwrap();
     bytes
+}
+
+#[test]
+fn all_queues_share_a_vector() {
+    let home = LoopThread::new();
+    let vsock = Vsock::new(CID, Gate::closed().unwrap(), home.handle());
+    assert_eq!(PciWire::new(Box::new(vsock), driver::memory()).layout.vectors, 2);
 }
 
 #[test]

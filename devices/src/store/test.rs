@@ -420,6 +420,10 @@ fn a_guest_need_not_open_and_may_only_read() {
     let file = client.lookup(ROOT_ID, "file").unwrap().node;
     assert_eq!(client.call(OPEN, file, &[0; 8]), Err(libc::ENOSYS));
     assert_eq!(client.call(OPENDIR, ROOT_ID, &[0; 8]), Err(libc::ENOSYS));
+    // Nobody has anything to write back, and a guest that knows asks no more when it closes a file.
+    for sync in [20, 25, 30, 50] {
+        assert_eq!(client.call(sync, file, &[0; 24]), Err(libc::ENOSYS), "{sync}");
+    }
     // A guest that does not know of files that are not opened.
     client.call(INIT, 0, &init(0)).unwrap();
     let file = client.lookup(ROOT_ID, "file").unwrap().node;
@@ -431,6 +435,9 @@ fn a_guest_need_not_open_and_may_only_read() {
     }
     for unknown in [0, 7, 19, 31, 32, 33, 34, 37, 39, 40, 48, 49, 52, 53, 4096, u32::MAX] {
         assert_eq!(client.call(unknown, file, &[0; 128]), Err(libc::ENOSYS), "{unknown}");
+    }
+    for release in [18, 29] {
+        assert_eq!(client.call(release, file, &[0; 24]), Ok(Vec::new()), "{release}");
     }
     assert_eq!(client.call(STATFS, ROOT_ID, &[]).unwrap().len(), 80);
     assert_eq!(client.call(DESTROY, 0, &[]), Ok(Vec::new()));

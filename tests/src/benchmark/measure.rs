@@ -64,11 +64,15 @@ pub fn run(plan: &Plan) -> Result<()> {
     let mut figures = Figures::default();
     let is_asked = |_: &&_| plan.topics.contains(&Topic::Store);
     if let Some(store) = plan.store.as_ref().filter(is_asked) {
-        if let Err(error) = store::run(store, &folder.join("store"), beat, &mut figures) {
-            tool::progress(&format!("store: {error:#}"));
-            figures.notes.push(format!("store: {error:#}"));
+        for server in &plan.servers {
+            let folder = folder.join(format!("store-{}", server.name()));
+            if let Err(error) = store::run(store, *server, &folder, beat, &mut figures) {
+                let note = format!("store, {}: {error:#}", server.name());
+                tool::progress(&note);
+                figures.notes.push(note);
+            }
+            figures.save(&plan.results)?;
         }
-        figures.save(&plan.results)?;
     }
     let of_vmms: Vec<_> = plan.topics.iter().filter(|topic| **topic != Topic::Store).collect();
     if of_vmms.is_empty() {

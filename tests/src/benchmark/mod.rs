@@ -86,6 +86,8 @@ pub struct Plan {
     pub vmms: Vec<Vmm>,
     /// What they have with their host where a network is measured.
     pub links: Vec<Link>,
+    /// Who serves the store that is measured.
+    pub servers: Vec<store::Server>,
     /// The file for the [`Figures`].
     pub results: PathBuf,
 }
@@ -126,6 +128,7 @@ impl Plan {
         topics: Vec<Topic>,
         vmms: Vec<Vmm>,
         links: Vec<Link>,
+        servers: Vec<store::Server>,
     ) -> Result<Self> {
         packages::require(&[Program::Qemu, Program::MakeExt4, Program::Ip])?;
         let qemu = tool::find(Program::Qemu.name()).context("QEMU was just installed")?;
@@ -153,6 +156,7 @@ impl Plan {
             topics,
             vmms,
             links,
+            servers,
             results,
         })
     }

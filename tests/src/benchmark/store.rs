@@ -1,6 +1,7 @@
 //! What does a guest pay for its store, by who serves it? The same tree from the store server,
 //! virtiofsd and an erofs disk: lists of it, searches in it, and a program that starts from it,
-//! with nothing of it in the guest's memory and with all of it there.
+//! with nothing of it in the guest's memory and with all of it there. The guest's interrupts say
+//! how often it asked meanwhile.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -12,6 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::Figures;
@@ -31,8 +33,38 @@ const STARTS: usize = 21;
 /// VHOST_USER_GET_FEATURES, of version 1 and without a body.
 const GET_FEATURES: [u32; 3] = [1, 1, 0];
 
-/// Who serves the tree, by the name in the table.
-const SERVERS: [&str; 3] = ["store server", "erofs", "virtiofsd"];
+/// Who serves the tree.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+pub enum Server {
+    /// nixvmm's own.
+    StoreServer,
+    /// Nobody: an image on a disk.
+    Erofs,
+    /// A share.
+    Virtiofsd,
+}
+
+impl Server {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::StoreServer, Self::Erofs, Self::Virtiofsd];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StoreServer => "store server",
+            Self::Erofs => "erofs",
+            Self::Virtiofsd => "virtiofsd",
+        }
+    }
+
+    /// How a guest mounts it, with the options that NixOS has for its store.
+    fn mount(self) -> &'static str {
+        match self {
+            Self::Erofs => "mount -t erofs -o ro,nosuid,nodev /dev/vda /store",
+            _ => "mount -t virtiofs -o ro,nosuid,nodev store /store",
+        }
+    }
+}
 
 /// The one store path of the tree, and what of the NixOS-shaped guest's userland it has: a few
 /// thousand files, of which most are small, and a large program with its libraries.
@@ -58,12 +90,19 @@ const STEP_MAX: Duration = Duration::from_secs(8);
 /// The guest's clock in nanoseconds; busybox's `date` has none.
 const NOW: &str = "sed -n 's/^now at \\([0-9]*\\) nsecs$/\\1/p' /proc/timer_list";
 
-/// What a load took in virtual milliseconds, by load and server: cold, then warm.
+/// Answers of devices with files, each of which is an interrupt.
+const ANSWERS: &str = "awk '/virtio[0-9]+-(hiprio|req)/ { n += $2 } END { print n + 0 }' \
+                       /proc/interrupts";
+
+/// What a load took in virtual milliseconds, and how many answers came meanwhile.
+#[derive(Clone, Copy, Debug)]
 struct Taken {
-    load: &'static str,
-    server: &'static str,
-    milliseconds: [f64; 2],
+    milliseconds: f64,
+    answers: f64,
 }
+
+/// In which state of the guest's memory a load is measured.
+const STATES: [&str; 2] = ["cold", "warm"];
 
 /// Milliseconds from exec until a server answers for a closure of `PATHS` paths, on this machine.
 ///
@@ -169,51 +208,54 @@ fn copy_parts(userland: &Path, target: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When a guest does not boot or a load fails.
-pub fn run(store: &Store, folder: &Path, beat: fn(), figures: &mut Figures) -> Result<()> {
-    beat();
-    tool::progress("store: copying everything into the emulated host's memory");
-    let ground = Ground::lay(folder, store, beat)?;
-    let mut taken = Vec::new();
-    for server in SERVERS {
-        tool::progress(&format!("store: {server}"));
-        if let Err(error) = measure_server(&ground, server, beat, &mut taken, figures) {
-            let note = format!("store, {server}: {error:#}");
-            tool::progress(&note);
-            figures.notes.push(note);
-        }
-    }
-    for one in &taken {
-        for (state, value) in ["cold", "warm"].into_iter().zip(one.milliseconds) {
-            let row = format!("{} {state}, {}", one.load, one.server);
-            figures.add(&row, Vmm::Nixvmm, "ms", vec![value]);
-        }
-    }
-    figures.notes.push(table(&taken));
-    Ok(())
-}
-
-fn measure_server(
-    ground: &Ground,
-    server: &'static str,
+pub fn run(
+    store: &Store,
+    server: Server,
+    folder: &Path,
     beat: fn(),
-    taken: &mut Vec<Taken>,
     figures: &mut Figures,
 ) -> Result<()> {
     beat();
+    tool::progress("store: copying everything into the emulated host's memory");
+    let ground = Ground::lay(folder, store, beat)?;
+    beat();
+    let name = server.name();
+    tool::progress(&format!("store: {name}"));
     let mut guest = ground.boot(server)?;
     for (load, command) in LOADS {
         beat();
-        let milliseconds = measure(&mut guest, &mount(server), command)?;
-        tool::progress(&format!("  {load}: {milliseconds:.1?} ms cold and warm"));
-        taken.push(Taken { load, server, milliseconds });
+        let taken = match measure(&mut guest, server, command) {
+            Ok(taken) => taken,
+            Err(error) => {
+                let note = format!("store, {name}, {load}: {error:#}");
+                tool::progress(&note);
+                figures.notes.push(note);
+                guest = ground.boot(server)?;
+                continue;
+            }
+        };
+        for (state, Taken { milliseconds, answers }) in STATES.into_iter().zip(taken) {
+            tool::progress(&format!("  {load} {state}: {milliseconds:.2} ms, {answers} answers"));
+            figures.add(&row(load, state, name), Vmm::Nixvmm, "ms", vec![milliseconds]);
+            let row = answers_row(load, state, name);
+            figures.add(&row, Vmm::Nixvmm, "", vec![answers]);
+        }
     }
-    if server != "erofs" {
+    if server != Server::Erofs {
         let (nodes, size) = (ground.nodes, server_size(&guest)?);
-        tool::progress(&format!("  memory of {server}: {size} KiB, {nodes} files"));
-        let row = format!("memory of {server} that {nodes} files are known to");
+        tool::progress(&format!("  memory of {name}: {size} KiB, {nodes} files"));
+        let row = format!("memory of {name} that {nodes} files are known to");
         figures.add(&row, Vmm::Nixvmm, "KiB", vec![size]);
     }
     guest.power_off()
+}
+
+fn row(load: &str, state: &str, server: &str) -> String {
+    format!("{load} {state}, {server}")
+}
+
+fn answers_row(load: &str, state: &str, server: &str) -> String {
+    format!("answers to {load} {state}, {server}")
 }
 
 /// Everything that is read meanwhile, in the emulated host's memory: nothing may wait for the
@@ -250,14 +292,14 @@ impl Ground {
         Ok(Self { testbed, tree, erofs, nodes })
     }
 
-    fn boot(&self, server: &str) -> Result<Guest> {
+    fn boot(&self, server: Server) -> Result<Guest> {
         let store = self.tree.display();
         let (flag, value) = match server {
-            "store server" => ("--store-share", format!("store={store}")),
-            "virtiofsd" => {
+            Server::StoreServer => ("--store-share", format!("store={store}")),
+            Server::Virtiofsd => {
                 ("--share", format!("store,source={store},cache=always,xattr,sandbox=chroot"))
             }
-            _ => ("--disk", format!("path={},readonly", self.erofs.display())),
+            Server::Erofs => ("--disk", format!("path={},readonly", self.erofs.display())),
         };
         let launch = Launch::tiny(&self.testbed, &self.testbed.bzimage).arguments([flag, &value]);
         let mut guest = launch.arguments(["--memory", "512M"]).patience(STEP_MAX).boot()?;
@@ -267,27 +309,26 @@ impl Ground {
     }
 }
 
-/// How a guest goes to the store path.
-fn mount(server: &str) -> String {
-    let mount = match server {
-        "erofs" => "mount -t erofs -o ro /dev/vda /store",
-        _ => "mount -t virtiofs -o ro store /store",
-    };
-    format!("{LOADER}; {mount} && cd /store/{NAME}")
-}
-
-/// Milliseconds of `command` on a fresh mount, and then again.
-fn measure(guest: &mut Guest, mount: &str, command: &str) -> Result<[f64; 2]> {
-    let load = format!("{command} > /dev/null 2>&1");
+/// What `command` takes on a fresh mount, and then again.
+fn measure(guest: &mut Guest, server: Server, command: &str) -> Result<[Taken; 2]> {
+    let mount = server.mount();
+    let load = format!("{ANSWERS}; {NOW}; {command} > /dev/null 2>&1; {NOW}; {ANSWERS}");
     let said = guest.run(&format!(
-        "sync; echo 3 > /proc/sys/vm/drop_caches; {mount}; {NOW}; {load}; {NOW}; {load}; {NOW}; \
-         cd /; umount /store"
+        "sync; echo 3 > /proc/sys/vm/drop_caches; {LOADER}; {mount} && cd /store/{NAME}; \
+         {load}; {load}; cd /; umount /store"
     ))?;
-    let times: Vec<f64> =
-        said.lines().map(|line| line.parse().context("a time")).collect::<Result<_>>()?;
-    let [begin, middle, end] = times[..] else { anyhow::bail!("the guest said {said}") };
-    ensure!(begin < middle && middle < end, "the guest's clock does not advance: {said}");
-    Ok([(middle - begin) / 1e6, (end - middle) / 1e6])
+    let numbers: Vec<f64> =
+        said.lines().map(|line| line.parse().context("a number")).collect::<Result<_>>()?;
+    let [cold, warm] = [numbers.get(..4), numbers.get(4..)].map(|numbers| {
+        let [asked, begin, end, answered] = *numbers? else { return None };
+        let milliseconds = (end - begin) / 1e6;
+        Some(Taken { milliseconds, answers: answered - asked })
+    });
+    let taken = cold.zip(warm).map(|(cold, warm)| [cold, warm]);
+    let taken = taken.with_context(|| format!("the guest said {said}"))?;
+    let advances = taken.iter().all(|one| one.milliseconds > 0.0);
+    ensure!(advances, "the guest's clock does not advance: {said}");
+    Ok(taken)
 }
 
 /// KiB of memory of its own that the process has which serves `guest`, without the guest's RAM.
@@ -307,25 +348,32 @@ fn server_size(guest: &Guest) -> Result<f64> {
     Ok(size)
 }
 
-/// The ratios that goals are about.
-fn table(taken: &[Taken]) -> String {
-    let find = |load: &str, server: &str, state: usize| {
-        let found = taken.iter().find(|one| one.load == load && one.server == server);
-        found.and_then(|one| one.milliseconds.get(state).copied()).unwrap_or(f64::NAN)
-    };
-    let mut text = "reading from a store, in virtual ms\n".to_owned();
+/// The ratios that goals are about, if a store was measured.
+pub fn table(figures: &Figures) -> Option<String> {
+    let find = |row: &str| figures.value(row, Vmm::Nixvmm).unwrap_or(f64::NAN);
+    let mut text =
+        "reading from a store, in virtual ms (and answers that the guest got)\n".to_owned();
+    let mut is_measured = false;
     for (load, _) in LOADS {
-        for (index, state) in ["cold", "warm"].into_iter().enumerate() {
-            let [ours, disk, theirs] = SERVERS.map(|server| find(load, server, index));
-            let (ratio, goal) = match state {
-                "cold" => (theirs / ours, "of virtiofsd's speed, goal 1.5"),
-                _ => (disk / ours, "of the erofs disk's speed, goal 1"),
+        for state in STATES {
+            let of = |server: Server| {
+                let name = server.name();
+                [row(load, state, name), answers_row(load, state, name)].map(|row| find(&row))
             };
+            let [ours, disk, theirs] = Server::ALL.map(of);
+            is_measured |= [ours, disk, theirs].iter().any(|[time, _]| time.is_finite());
+            let (ratio, goal) = match state {
+                "cold" => (theirs[0] / ours[0], "of virtiofsd's speed, goal 1.5"),
+                _ => (disk[0] / ours[0], "of the erofs disk's speed, goal 1"),
+            };
+            let show = |[time, answers]: [f64; 2]| format!("{time:9.2} ({answers:5})");
             text += &format!(
-                "  {load:20} {state}: store server {ours:9.1}, virtiofsd {theirs:9.1}, \
-                 erofs {disk:9.1}; {ratio:.2} {goal}\n"
+                "  {load:20} {state}: store server {}, virtiofsd {}, erofs {}; {ratio:.2} {goal}\n",
+                show(ours),
+                show(theirs),
+                show(disk),
             );
         }
     }
-    text
+    is_measured.then_some(text)
 }

@@ -37,6 +37,9 @@ struct Arguments {
     /// Over what, where a network is measured; over everything if nothing is named.
     #[arg(long, value_delimiter = ',')]
     link: Vec<Link>,
+    /// Who serves the store that is measured, each in a host of its own; everyone by default.
+    #[arg(long, value_delimiter = ',')]
+    server: Vec<store::Server>,
     /// The file for the raw figures.
     #[arg(long, default_value = "target/benchmark.json")]
     json: PathBuf,
@@ -64,9 +67,11 @@ fn main() -> Result<ExitCode> {
     let topics = if arguments.topics.is_empty() { all.to_vec() } else { arguments.topics };
     let vmms = if arguments.vmm.is_empty() { Vmm::ALL.to_vec() } else { arguments.vmm };
     let links = if arguments.link.is_empty() { Link::ALL.to_vec() } else { arguments.link };
+    let servers = arguments.server;
+    let servers = if servers.is_empty() { store::Server::ALL.to_vec() } else { servers };
 
     let cache = Cache::open()?;
-    let plan = Plan::prepare(&cache, topics, vmms, links)?;
+    let plan = Plan::prepare(&cache, topics, vmms, links, servers)?;
     let mut figures = Figures::default();
     for vmm in &plan.vmms {
         let size = fs::metadata(vmm.program(&plan.programs))?.len() as f64 / MIB;
@@ -77,8 +82,20 @@ fn main() -> Result<ExitCode> {
     }
     let (by_time, by_instructions): (Vec<Topic>, Vec<Topic>) =
         plan.topics.iter().partition(|topic| **topic == Topic::Pairs);
+    let (of_stores, by_instructions): (Vec<Topic>, Vec<Topic>) =
+        by_instructions.into_iter().partition(|topic| *topic == Topic::Store);
+    for server in &plan.servers {
+        let plan = Plan { servers: vec![*server], ..plan.clone() };
+        let topics = of_stores.clone();
+        if let Err(error) =
+            measure_in_host(&cache, &plan, topics, Clock::Instructions, &mut figures)
+        {
+            figures.notes.push(format!("store, {}: {error:#}", server.name()));
+        }
+    }
     measure_in_host(&cache, &plan, by_instructions, Clock::Instructions, &mut figures)?;
     measure_in_host(&cache, &plan, by_time, Clock::Wall, &mut figures)?;
+    figures.notes.extend(store::table(&figures));
 
     if let Some(folder) = arguments.json.parent() {
         fs::create_dir_all(folder)?;

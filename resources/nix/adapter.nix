@@ -61,7 +61,7 @@ in
       );
 
       warnings = map (warning: "MicroVM ${config.networking.hostName}: ${warning}") (
-        import ./lib/unfollowed-forwards.nix cfg.forwardPorts
+        import ./lib/unfollowed.nix { inherit lib; } cfg
       );
 
       boot.initrd.systemd.enable = lib.mkOverride 900 true;

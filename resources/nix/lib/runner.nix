@@ -99,7 +99,11 @@ let
   '';
 
   programs =
-    removeAttrs cfg.binScripts [ "virtiofsd-run" ]
+    # No share needs a unit, and no device is taken from the host.
+    removeAttrs cfg.binScripts [
+      "pci-setup"
+      "virtiofsd-run"
+    ]
     // {
       microvm-run = run;
     }
@@ -152,7 +156,6 @@ host.buildPackages.runCommand "microvm-nixvmm-${hostName}"
     ${line "tap-flags" "vnet_hdr"}
     ${line "tap-flags" "multi_queue"}
     ${concatMapStrings interface cfg.interfaces}
-    ${concatMapStrings ({ bus, path, ... }: line "${bus}-devices" path) cfg.devices}
     ${optionalString (cfg.vsock.cid != null) (line "vsock-cid" (toString cfg.vsock.cid))}
     ${optionalString cfg.systemSymlink "ln -s ${toplevel} $out/share/microvm/system"}
   ''

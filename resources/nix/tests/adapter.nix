@@ -3,7 +3,9 @@
   lib,
   evaluate,
   guest,
+  host,
   refusals,
+  script,
   store,
   upstream,
   ...
@@ -49,6 +51,79 @@ let
 
   config = beside microvm;
   inherit (config.microvm.declaredRunner) machine;
+
+  # Guests of microvm.nix's modules and hypervisors, under our host module, and the other way round.
+  theirs =
+    hypervisor:
+    (evaluate [
+      (upstream + "/nixos-modules/microvm")
+      {
+        networking.hostName = "old";
+        microvm = {
+          inherit hypervisor;
+          vsock.cid = 42;
+          interfaces = [
+            {
+              type = "tap";
+              id = "vm-old";
+              mac = "02:00:00:00:00:01";
+            }
+          ];
+        };
+      }
+    ]).config;
+  settingsHere =
+    config:
+    (host { microvm.vms.old.evaluatedConfig = { inherit config; }; })
+    .systemd.services."nixvmm@old".serviceConfig;
+  settingsThere =
+    config:
+    (evaluate [
+      (upstream + "/nixos-modules/host")
+      { microvm.vms.web.evaluatedConfig = { inherit config; }; }
+    ]).config.systemd.services."microvm@web";
+  connected = {
+    registerWithMachined = true;
+    interfaces = [
+      {
+        type = "tap";
+        id = "vm-web";
+        mac = "02:00:00:00:00:01";
+      }
+      {
+        type = "macvtap";
+        id = "vm-far";
+        mac = "02:00:00:00:00:02";
+        macvtap.link = "eth0";
+        macvtap.mode = "bridge";
+      }
+    ];
+    devices = [
+      {
+        bus = "pci";
+        path = "0000:01:00.0";
+      }
+    ];
+  };
+
+  # What kinds of values options take, those of each volume and interface among them.
+  kinds =
+    modules:
+    lib.listToAttrs (
+      map ({ name, type, ... }: lib.nameValuePair name type) (
+        builtins.filter ({ name, ... }: lib.hasPrefix "microvm." name) (
+          lib.optionAttrSetToDocList (evaluate modules).options
+        )
+      )
+    );
+  otherKinds =
+    room:
+    let
+      ours = kinds [ (../. + "/${room.ours}") ];
+      theirs = kinds [ (upstream + "/nixos-modules/${room.theirs}") ];
+    in
+    assert lib.length (lib.attrNames theirs) > room.count;
+    lib.attrNames (lib.filterAttrs (name: kind: ours.${name} or "absent" != kind) theirs);
 
   # Every value, down to the options of each interface and share; packages by their names.
   plain =
@@ -167,6 +242,124 @@ in
         })
       );
       expected = 1;
+    };
+    "adapter: what is not followed is said" = {
+      found =
+        map (warning: lib.elemAt (lib.splitString " " warning) 2)
+          (beside {
+            inherit (connected) devices;
+            user = "somebody";
+          }).warnings;
+      expected = [
+        "microvm.user"
+        "microvm.devices"
+      ];
+    };
+    "their host: our runners tell when they are ready, and have the programs of its units" = {
+      found =
+        map
+          (
+            config:
+            let
+              inherit (settingsThere config) after serviceConfig;
+            in
+            {
+              inherit (serviceConfig) Type;
+              programs = lib.attrNames config.microvm.declaredRunner.programs;
+              isRegistered = lib.elem "systemd-machined.service" after;
+              isOwned = map (lib.flip lib.hasInfix (script config "tap-up")) [
+                "microvm"
+                "vm-web"
+                "multi_queue"
+              ];
+            }
+          )
+          [
+            (guest { microvm = connected; })
+            (beside connected)
+          ];
+      expected = lib.genList (_: {
+        Type = "notify";
+        programs = [
+          "macvtap-down"
+          "macvtap-up"
+          "microvm-balloon"
+          "microvm-console"
+          "microvm-run"
+          "microvm-shutdown"
+          "tap-down"
+          "tap-up"
+        ];
+        isRegistered = true;
+        isOwned = [
+          true
+          true
+          true
+        ];
+      }) 2;
+    };
+    "our host: runners of microvm.nix run as its user, and tell when they are ready if they can" = {
+      found =
+        lib.genAttrs
+          [
+            "qemu"
+            "cloud-hypervisor"
+            "firecracker"
+            "crosvm"
+            "kvmtool"
+            "stratovirt"
+            "alioth"
+          ]
+          (hypervisor: {
+            inherit (settingsHere (theirs hypervisor)) Type User Restart;
+          });
+      expected =
+        let
+          settings = Type: {
+            inherit Type;
+            User = "microvm";
+            Restart = "always";
+          };
+        in
+        {
+          qemu = settings "simple";
+          cloud-hypervisor = settings "notify";
+          firecracker = settings "simple";
+          crosvm = settings "simple";
+          kvmtool = settings "simple";
+          stratovirt = settings "simple";
+          alioth = settings "simple";
+        };
+    };
+    "our host: a guest of microvm.nix's modules that nixvmm runs is one of ours" = {
+      found =
+        removeAttrs
+          (settingsHere (beside {
+            inherit (connected) interfaces;
+          }))
+          [
+            "X-RestartIfChanged"
+          ];
+      expected = { };
+    };
+    "switch: every option takes the kind of value that it took, but for three that take more" = {
+      found = lib.concatMap otherKinds [
+        {
+          ours = "guest";
+          theirs = "microvm";
+          count = 100;
+        }
+        {
+          ours = "host";
+          theirs = "host";
+          count = 10;
+        }
+      ];
+      expected = [
+        "microvm.firecracker.extraConfig"
+        "microvm.hypervisor"
+        "microvm.vms.<name>.config"
+      ];
     };
     "switch: every option has the value that it had" = {
       found = lib.mapAttrs (name: value: {

@@ -59,7 +59,9 @@ in
     nix.package = value pkgs.nix;
     nix.optimise.automatic = value false;
     nix.settings.auto-optimise-store = value false;
+    security.pam = value { };
     security.polkit = value { };
+    security.wrappers = value { };
     security.virtualisation.flushL1DataCache = value null;
     system.switch.enable = value true;
     system.build = value {
@@ -71,7 +73,7 @@ in
     systemd.packages = list;
     systemd.mounts = list;
     nixpkgs.overlays = list;
-    virtualisation = value { };
+    virtualisation = value { libvirtd.enable = false; };
     fonts = value { };
     hardware.graphics.enable = value false;
 

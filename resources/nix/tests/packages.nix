@@ -23,6 +23,7 @@ let
       (attributes.passthru or { })
       // {
         inherit script;
+        passthru = attributes.passthru or { };
       }
       // lib.optionalAttrs (attributes ? meta) { inherit (attributes) meta; }
     );
@@ -34,6 +35,7 @@ let
     "bubblewrap"
     "cloud-hypervisor"
     "coreutils"
+    "coreutils-full"
     "crosvm"
     "dosfstools"
     "e2fsprogs"
@@ -41,6 +43,7 @@ let
     "firecracker"
     "initrd"
     "iproute2"
+    "kmod"
     "kvmtool"
     "linux"
     "nix"
@@ -48,6 +51,7 @@ let
     "passt"
     "qemu_kvm"
     "qemu"
+    "qemu-utils"
     "squashfs-tools-ng"
     "stratovirt"
     "systemd"
@@ -70,6 +74,7 @@ let
     };
     stdenv.targetPlatform = pkgs.stdenv.hostPlatform;
     buildPackages = pkgs;
+    callPackage = file: _: package (lib.removeSuffix ".nix" (baseNameOf file)) { };
     closureInfo = _: package "closure-info" { };
     writeClosure = _: package "closure" { };
     runCommand = built;

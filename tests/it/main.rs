@@ -15,6 +15,7 @@ mod net;
 mod nix;
 mod nixos;
 mod power;
+mod runner;
 mod sandbox;
 mod share;
 mod store;
@@ -92,7 +93,10 @@ fn guest_tests() -> Vec<GuestTest> {
 
 /// The tests that need no guest.
 fn host_trials() -> Vec<Trial> {
-    [tidy::trials(), units::trials(), nix::trials()].into_iter().flatten().collect()
+    [tidy::trials(), units::trials(), nix::trials(), runner::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn host_trial(&(name, test): &HostTest) -> Trial {

@@ -62,4 +62,6 @@ in
     ) cases
   );
   machines = lib.foldl' (machines: suite: machines // suite.machines or { }) { } suites;
+  # Programs of runners, which tests run where their paths lead to something.
+  scripts = import ./scripts.nix tools;
 }

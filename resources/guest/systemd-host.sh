@@ -2,7 +2,7 @@
 # A host that systemd runs, in namespaces of its own: what it starts, mounts and connects is gone with it.
 #   systemd-host.sh STORE GROUP FOLDER NAME=FILE…
 # STORE is the erofs image of the NixOS-shaped guest, whose userland is this host's too; GROUP is an empty
-# control group; FOLDER becomes /opt, and each FILE is /srv/NAME.
+# control group; FOLDER becomes /opt, and each FILE, or folder, is /srv/NAME.
 set -eu
 case ${1-} in
 start)
@@ -32,7 +32,7 @@ mount --bind "$userland/usr" usr
 cp -a "$userland/etc" .
 mount --bind "$folder" opt
 for file; do
-    : > "srv/${file%%=*}"
+    if [ -d "${file#*=}" ]; then mkdir "srv/${file%%=*}"; else : > "srv/${file%%=*}"; fi
     mount --bind "${file#*=}" "srv/${file%%=*}"
 done
 

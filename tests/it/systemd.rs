@@ -42,10 +42,50 @@ port=$(tr -c '\040-\176' '\n' < /sys/firmware/dmi/tables/DMI |
     sed -n 's/^io.systemd.credential:vmm.notify_socket=vsock-stream:2://p')
 said="STATUS=Version $version is up.\nREADY=1\n"
 [ -z "$emergency" ] || said='STATUS=A disk is lost.\nX_SYSTEMD_UNIT_ACTIVE=emergency.target\n'
+if [ "$children" = yes ]; then
+    sh /modules/more 2> /dev/null
+    mkdir -p /run/data
+    mount -t virtiofs data /run/data
+    ifconfig eth0 up
+    printf '#!/bin/sh\n[ "$1" != bound ] || echo lease %s >> /run/data/word\n' \
+        "$version" > /run/dhcp
+    chmod +x /run/dhcp
+    udhcpc -i eth0 -n -q -t 10 -s /run/dhcp
+fi
 [ -z "$port" ] || printf "$said" | ./vsock connect 2 "$port"
 "#;
 
-const STOP: &str = "echo stopped >> witness\n";
+const STOP: &str = "\
+    [ ! -e /sys/class/net/eth1 ] || cat /sys/class/net/eth1/address >> witness\n\
+    echo stopped >> witness\n";
+
+const TAP_UP: &str = "\
+    ip tuntap add vm-net mode tap user vm-net vnet_hdr multi_queue\n\
+    ip link set vm-net up\n";
+
+const MACVTAP_ADDRESS: &str = "02:00:00:00:00:07";
+
+/// As the NixOS module has it.
+const MACVTAP_UP: &str = "
+ip link add link far name vm-mac address 02:00:00:00:00:07 type macvtap mode bridge
+ip link set dev vm-mac allmulticast on
+ip link set dev vm-mac addrgenmode none
+ip link set dev vm-mac up
+device=/dev/tap$(cat /sys/class/net/vm-mac/ifindex)
+until [ -c $device ]; do sleep 0.1; done
+chown vm-net $device
+";
+
+/// Opens the device of the macvtap.
+const MACVTAP_OPEN: &str = "exec 3<>/dev/tap$(cat /sys/class/net/vm-mac/ifindex)\n";
+
+/// Does the kernel's part of making a device: makes the file in a `/dev` that is not the kernel's.
+const DEVICE_FILE: &str = "
+until [ -e /sys/class/net/vm-mac/ifindex ]; do sleep 0.1; done
+index=$(cat /sys/class/net/vm-mac/ifindex)
+numbers=$(cat /sys/class/net/vm-mac/tap$index/dev)
+mknod -m 600 /dev/tap$index c ${numbers%:*} ${numbers#*:}
+";
 
 fn update(testbed: &Testbed) -> Result<()> {
     let host = SystemdHost::start(testbed)?;
@@ -53,12 +93,7 @@ fn update(testbed: &Testbed) -> Result<()> {
     host.write_program("/opt/bin/nix", NIX)?;
     for version in [1, 2] {
         runner(&host, "a", version, &json!({ "ready": "booted", "vsock": {} }))?;
-        runner(
-            &host,
-            "b",
-            version,
-            &json!({ "ready": "booted", "vsock": { "socket": "b.gate" } }),
-        )?;
+        runner(&host, "b", version, &with_children(version))?;
         runner(&host, "c", version, &json!({ "vsock": { "socket": "c.gate" } }))?;
     }
     builds(&host, "a", 1)?;
@@ -68,12 +103,25 @@ fn update(testbed: &Testbed) -> Result<()> {
     for name in ["a", "b", "c"] {
         add_volume(testbed, &host, name)?;
     }
+    host.run(&["install", "-d", "-o", "vm-b", "/var/lib/microvms/b/data"])?;
+    host.add_drop_in("nixvmm@b.service", "child-processes.conf")?;
 
     let done = start_together(&host)
         .and_then(|()| change_one(&host))
         .and_then(|()| crash(&host))
         .and_then(|()| end(&host));
     done.map_err(|error| host.explain(error))
+}
+
+/// A machine for which nixvmm starts passt and virtiofsd, which shut themselves in.
+fn with_children(version: u32) -> Value {
+    json!({
+        "ready": "booted",
+        "vsock": { "socket": "b.gate" },
+        "cmdline": format!("console=hvc0 loglevel=4 version={version} children=yes"),
+        "nets": [{ "type": "user" }],
+        "shares": [{ "tag": "data", "source": "data", "program": "/srv/virtiofsd/virtiofsd" }],
+    })
 }
 
 /// A folder that was there before, with sockets of one that is gone.
@@ -143,9 +191,12 @@ fn change_one(host: &SystemdHost) -> Result<()> {
     Ok(())
 }
 
-/// Who is killed starts again over what it left, with what it ran and not with what is current.
+/// Who is killed starts again over what it left, with what it ran and not with what is current. So
+/// do its children, by which its guest has a network and a share before and after.
 fn crash(host: &SystemdHost) -> Result<()> {
     let before = process(host, "b")?;
+    let word = host.path("/var/lib/microvms/b/data/word");
+    ensure!(fs::read_to_string(&word)? == "lease 1\n", "{}", fs::read_to_string(&word)?);
     host.run(&["ln", "-s", "-f", "-n", "/opt/b-2", "/var/lib/microvms/b/current"])?;
     for socket in ["b.sock", "b.gate"] {
         let socket = host.path("/var/lib/microvms/b").join(socket);
@@ -159,6 +210,7 @@ fn crash(host: &SystemdHost) -> Result<()> {
     })?;
     ensure!(restarted["booted"] == "/opt/b-1", "{restarted}");
     ensure!(restarted["status"] == "Version 1 is up.", "{restarted}");
+    ensure!(fs::read_to_string(&word)? == "lease 1\nlease 1\n", "b has nothing after a crash");
     Ok(())
 }
 
@@ -191,9 +243,10 @@ fn end(host: &SystemdHost) -> Result<()> {
 fn helpers(testbed: &Testbed) -> Result<()> {
     let host = SystemdHost::start(testbed)?;
     install(&host, &UNITS)?;
-    install(&host, &["nixvmm-tap@.service"])?;
-    let done =
-        failures(&host).and_then(|()| emergency(testbed, &host)).and_then(|()| tap(testbed, &host));
+    install(&host, &["nixvmm-tap@.service", "nixvmm-macvtap@.service"])?;
+    let done = failures(&host)
+        .and_then(|()| emergency(testbed, &host))
+        .and_then(|()| interfaces(testbed, &host));
     done.map_err(|error| host.explain(error))
 }
 
@@ -252,24 +305,38 @@ fn emergency(testbed: &Testbed, host: &SystemdHost) -> Result<()> {
     vm(host, &["stop", "ill"]).map(drop)
 }
 
-/// The interface is there before the guest, is its user's, and goes with it.
-fn tap(testbed: &Testbed, host: &SystemdHost) -> Result<()> {
-    let more = json!({ "ready": "booted", "vsock": {}, "nets": [{ "tap": "vm-net" }] });
-    runner(host, "net", 1, &more)?;
-    let up = "ip tuntap add vm-net mode tap user vm-net vnet_hdr multi_queue\n\
-              ip link set vm-net up\n";
-    host.write_program("/opt/net-1/bin/tap-up", up)?;
-    host.write_program("/opt/net-1/bin/tap-down", "ip link delete vm-net\n")?;
+/// The interfaces are there before the guest, are its user's, and go with it.
+fn interfaces(testbed: &Testbed, host: &SystemdHost) -> Result<()> {
+    let nets = json!([{ "tap": "vm-net" }, { "type": "macvtap", "fd": [3] }]);
+    runner(host, "net", 1, &json!({ "ready": "booted", "vsock": {}, "nets": nets }))?;
+    let file = host.path("/opt/net-1/bin/microvm-run");
+    let run = fs::read_to_string(&file)?.replace("exec ", &format!("{MACVTAP_OPEN}exec "));
+    fs::write(file, run)?;
+    for (program, text) in [
+        ("tap-up", TAP_UP),
+        ("tap-down", "ip link delete vm-net\n"),
+        ("macvtap-up", MACVTAP_UP),
+        ("macvtap-down", "ip link delete vm-mac\n"),
+    ] {
+        host.write_program(&format!("/opt/net-1/bin/{program}"), text)?;
+    }
     vm(host, &["create", "net", "--runner", "/opt/net-1"])?;
     add_volume(testbed, host, "net")?;
+    host.run(&["ip", "link", "add", "far", "type", "dummy"])?;
+    host.run(&["systemd-run", "--unit=device-files", "sh", "-c", DEVICE_FILE])?;
     vm(host, &["start", "net"])?;
+
     let link = host.run(&["ip", "-details", "link", "show", "vm-net"])?;
     ensure!(link.contains("user vm-net") && link.contains("LOWER_UP"), "{link}");
+    let device = host.run(&["sh", "-c", "stat --format=%U:%a /dev/tap*"])?;
+    ensure!(device == "vm-net:600\n", "the macvtap's device is {device}");
     vm(host, &["stop", "net"])?;
-    let link = host.attempt(&["ip", "link", "show", "vm-net"])?;
-    ensure!(!link.status.success(), "the interface is still there: {link:?}");
+    for name in ["vm-net", "vm-mac"] {
+        let link = host.attempt(&["ip", "link", "show", name])?;
+        ensure!(!link.status.success(), "the interface is still there: {link:?}");
+    }
     let witness = witness(host, "net")?;
-    ensure!(witness == "started 1\nstopped\n", "{witness}");
+    ensure!(witness == format!("started 1\n{MACVTAP_ADDRESS}\nstopped\n"), "{witness}");
     Ok(())
 }
 
@@ -308,7 +375,10 @@ fn runner(host: &SystemdHost, name: &str, version: u32, more: &Value) -> Result<
     fields.extend(more.as_object().cloned().unwrap_or_default());
     fs::write(note.join("machine.json"), machine.to_string())?;
     fs::write(note.join("hypervisor"), "nixvmm\n")?;
-    let run = format!("exec {NIXVMM} run --config {folder}/share/microvm/machine.json\n");
+    let run = format!(
+        "export PATH=/srv/passt:$PATH\n\
+         exec {NIXVMM} run --config {folder}/share/microvm/machine.json\n"
+    );
     host.write_program(&format!("{folder}/bin/microvm-run"), &run)?;
     let control = format!("{NIXVMM} ctl {name}.sock");
     let shutdown = format!("{control} power-off && {control} events > /dev/null 2>&1\n");

@@ -164,12 +164,34 @@ pub fn passt(cache: &Cache) -> Result<PathBuf> {
     if codename() != "bookworm" {
         return Ok(unpacked(cache, "passt")?.join("usr/bin"));
     }
-    cache.entry("passt", &[PASST_RELEASE.as_bytes(), PASST.as_bytes()], |folder| {
-        progress(&format!("fetching passt from Debian {PASST_RELEASE}"));
-        fetch_from(PASST_RELEASE, &["passt", "libc6"], folder)?;
-        let script = folder.join("passt");
-        fs::write(&script, PASST)?;
-        Ok(fs::set_permissions(script, Permissions::from_mode(0o755))?)
+    with_its_libraries(cache, "usr/bin/passt", &["passt", "libc6"])
+}
+
+/// A folder with a `virtiofsd` that needs no root and no libraries of the system that it runs on.
+/// Bookworm's is QEMU's old one, which root alone can start.
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn virtiofsd(cache: &Cache) -> Result<PathBuf> {
+    let packages = ["virtiofsd", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2"];
+    with_its_libraries(cache, "usr/libexec/virtiofsd", &packages)
+}
+
+/// A folder with a script of the name of `program`, which the first of `packages` has, and with all
+/// of them. On bookworm they are those of the next release.
+fn with_its_libraries(cache: &Cache, program: &str, packages: &[&str]) -> Result<PathBuf> {
+    let release = match codename().as_str() {
+        "bookworm" => NEXT_RELEASE.to_owned(),
+        other => other.to_owned(),
+    };
+    let name = Path::new(program).file_name().and_then(|name| name.to_str()).context("a name")?;
+    let script = WITH_LIBRARIES.replace("PROGRAM", program);
+    cache.entry(name, &[release.as_bytes(), script.as_bytes()], |folder| {
+        progress(&format!("fetching {name} from Debian {release}"));
+        fetch_from(&release, packages, folder)?;
+        let file = folder.join(name);
+        fs::write(&file, &script)?;
+        Ok(fs::set_permissions(file, Permissions::from_mode(0o755))?)
     })
 }
 
@@ -188,15 +210,15 @@ usr=${0%/*}/usr
 exec \"$usr/bin/qemu-system-x86_64\" -L \"$usr/share/qemu\" -L \"$usr/share/seabios\" \"$@\"
 ";
 
-/// The release that has a passt with vhost-user.
-const PASST_RELEASE: &str = "trixie";
+/// The release that has a passt with vhost-user, and a virtiofsd of its own.
+const NEXT_RELEASE: &str = "trixie";
 
 /// Runs a program with its own loader and libraries.
-const PASST: &str = "\
+const WITH_LIBRARIES: &str = "\
 #!/bin/sh
 root=${0%/*}
 libraries=$root/usr/lib/x86_64-linux-gnu
-set -- --library-path \"$libraries\" \"$root/usr/bin/passt\" \"$@\"
+set -- --library-path \"$libraries\" \"$root/PROGRAM\" \"$@\"
 exec \"$libraries/ld-linux-x86-64.so.2\" \"$@\"
 ";
 

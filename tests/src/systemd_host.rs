@@ -42,8 +42,8 @@ pub struct SystemdHost {
 }
 
 impl SystemdHost {
-    /// Starts one that has in `/srv` the program, the kernel and the tiny guest's initrd, and none
-    /// of our units.
+    /// Starts one that has in `/srv` the program, the kernel, the tiny guest's initrd and folders
+    /// with passt and virtiofsd, and none of our units.
     ///
     /// # Errors
     /// When its systemd does not come up; this needs root.
@@ -59,8 +59,13 @@ impl SystemdHost {
         let mut command = tool::command("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "sh"]).arg(&script).arg("start");
         command.args([&testbed.nixos.erofs, &group, &folder.path().to_owned()]);
-        let files =
-            [("nixvmm", &testbed.program), ("kernel", &testbed.vmlinux), ("initrd", &testbed.tiny)];
+        let files = [
+            ("nixvmm", &testbed.program),
+            ("kernel", &testbed.vmlinux),
+            ("initrd", &testbed.tiny),
+            ("passt", &testbed.passt),
+            ("virtiofsd", &testbed.virtiofsd),
+        ];
         command.args(files.map(|(name, path)| format!("{name}={}", path.display())));
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin:/sbin")).stdin(Stdio::null());
@@ -79,6 +84,17 @@ impl SystemdHost {
             let target = self.path(&format!("/etc/systemd/system/{unit}"));
             fs::copy(Path::new(UNITS).join(unit), target).with_context(|| (*unit).to_owned())?;
         }
+        self.run(&["systemctl", "daemon-reload"]).map(drop)
+    }
+
+    /// Lays a drop-in of ours over one unit.
+    ///
+    /// # Errors
+    /// When it is missing, or systemd does not take it.
+    pub fn add_drop_in(&self, unit: &str, drop_in: &str) -> Result<()> {
+        let folder = self.path(&format!("/etc/systemd/system/{unit}.d"));
+        fs::create_dir_all(&folder)?;
+        fs::copy(Path::new(UNITS).join(drop_in), folder.join(drop_in))?;
         self.run(&["systemctl", "daemon-reload"]).map(drop)
     }
 

@@ -38,6 +38,8 @@ pub struct Testbed {
     pub nixos: NixosGuest,
     /// A folder with a `passt` that speaks vhost-user.
     pub passt: PathBuf,
+    /// A folder with a `virtiofsd` that needs no root.
+    pub virtiofsd: PathBuf,
 }
 
 impl Testbed {
@@ -59,8 +61,19 @@ impl Testbed {
         let tiny = tiny_guest::initramfs(cache, &kernel)?;
         let nixos = NixosGuest::prepare(cache, &kernel)?;
         let passt = packages::passt(cache)?;
+        let virtiofsd = packages::virtiofsd(cache)?;
         let bzimage = kernel.image;
-        Ok(Self { program, vsock_program, file_load, bzimage, vmlinux, tiny, nixos, passt })
+        Ok(Self {
+            program,
+            vsock_program,
+            file_load,
+            bzimage,
+            vmlinux,
+            tiny,
+            nixos,
+            passt,
+            virtiofsd,
+        })
     }
 
     /// Runs this program again in an emulated host, with `arguments`, and returns its exit status.

@@ -67,6 +67,7 @@ rec {
     // lib.optionalAttrs (lib.any isHome used) { ProtectHome = false; }
     # As resources/systemd/child-processes.conf says.
     // lib.optionalAttrs hasChildren {
+      ProcSubset = "all";
       RestrictNamespaces = false;
       SystemCallFilter = [ "@mount chroot" ];
     };

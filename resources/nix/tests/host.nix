@@ -111,6 +111,7 @@ in
         SupplementaryGroups = [ "disk" ];
         LoadCredential = [ "token:/run/secrets/token" ];
         ProtectHome = false;
+        ProcSubset = "all";
         RestrictNamespaces = false;
         SystemCallFilter = [ "@mount chroot" ];
       };

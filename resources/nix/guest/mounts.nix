@@ -73,8 +73,11 @@ let
             "/dev/disk/by-id/virtio-${volumeSerial index volume}";
       }
       // optionalAttrs volume.readOnly { options = [ "ro" ]; }
-      // optionalAttrs (volume.mountPoint == overlay) { neededForBoot = true; }
+      // optionalAttrs (volume.mountPoint == overlay || hasDatabase volume) { neededForBoot = true; }
     );
+
+  # Nix learns of the guest's closure before other file systems are mounted.
+  hasDatabase = { mountPoint, ... }: lib.hasPrefix "${mountPoint}/" "/nix/var/nix/db/";
 
   share =
     {

@@ -46,6 +46,13 @@ let
     ];
   };
 
+  share = tag: {
+    inherit tag;
+    proto = "virtiofs";
+    source = "/srv/${tag}";
+    mountPoint = "/${tag}";
+  };
+
   interface = {
     type = "tap";
     id = "a";
@@ -151,8 +158,22 @@ in
           hotpluggedMem = 2;
         }
         { volumes = [ (volume "a" // { serial = "more-than-twenty-bytes"; }) ]; }
+        {
+          shares = [
+            (share "a")
+            (share "a" // { socket = "other.sock"; })
+          ];
+        }
+        {
+          shares = [
+            (share "a" // { socket = "one.sock"; })
+            (share "b" // { socket = "one.sock"; })
+          ];
+        }
+        { shares = [ (share "a" // { socket = null; }) ]; }
+        { shares = [ (share "a" // { extraArgs = [ "--translate-uid=map:0:1000:1" ]; }) ]; }
       ];
-      expected = lib.genList (_: 1) 10;
+      expected = lib.genList (_: 1) 14;
     };
     "guest: forwarded ports need an interface and no particular hypervisor" = {
       found = refused {
@@ -166,6 +187,36 @@ in
         ];
       };
       expected = [ ];
+    };
+    "guest: a writable store that is optimised is refused" = {
+      found = lib.length (
+        refusals (guest {
+          microvm.writableStoreOverlay = "/nix/.rw-store";
+          nix.optimise.automatic = true;
+        })
+      );
+      expected = 1;
+    };
+    "guest: a volume for Nix's database is there before the closure is registered" = {
+      found =
+        map
+          (
+            mountPoint:
+            (guest { microvm.volumes = [ (volume "a" // { inherit mountPoint; }) ]; })
+            .fileSystems.${mountPoint}.neededForBoot or false
+          )
+          [
+            "/nix/var"
+            "/nix/var/nix/db"
+            "/nix/variable"
+            "/var"
+          ];
+      expected = [
+        true
+        true
+        false
+        false
+      ];
     };
     "guest: a plain one is neither refused nor warned of" = {
       found = [

@@ -42,6 +42,7 @@ let
     (import ./machine.nix tools)
     (import ./guest.nix tools)
     (import ./host.nix tools)
+    (import ./flake.nix tools)
   ]
   ++ lib.optional (upstream != null) (import ./adapter.nix (tools // { inherit upstream; }));
 

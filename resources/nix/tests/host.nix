@@ -271,6 +271,64 @@ in
       found = (host { microvm.host.startupTimeout = 7; }).systemd.services."nixvmm@".serviceConfig;
       expected.TimeoutStartSec = 7;
     };
+    "host: a guest may be a module of the host, with its name, or come from a flake" = {
+      found =
+        let
+          config = host {
+            microvm.vms = {
+              module.config = {
+                microvm.vcpu = 3;
+              };
+              flake = fromFlake;
+              updated = fromFlake // {
+                updateFlake = "github:example/guests";
+              };
+            };
+          };
+          fromFlake.flake = {
+            outPath = "/etc/guests";
+            nixosConfigurations = lib.genAttrs [ "flake" "updated" ] (_: {
+              config = guest { };
+            });
+          };
+          install = name: config.systemd.services."install-microvm-${name}";
+          module = config.microvm.vms.module.config.config;
+        in
+        {
+          name = module.networking.hostName;
+          inherit (module.microvm.declaredRunner.machine) cpus;
+          restarts = lib.mapAttrs (_: vm: vm.restartIfChanged) config.microvm.vms;
+          conditions = map (name: (install name).unitConfig) [
+            "module"
+            "flake"
+            "updated"
+          ];
+          flakes = map (name: lib.hasInfix "/guests > flake" (install name).script) [
+            "module"
+            "flake"
+            "updated"
+          ];
+        };
+      expected = {
+        name = "module";
+        cpus = 3;
+        restarts = {
+          module = true;
+          flake = false;
+          updated = false;
+        };
+        conditions = [
+          { }
+          { }
+          { ConditionPathExists = "!/var/lib/microvms/updated/current"; }
+        ];
+        flakes = [
+          false
+          true
+          true
+        ];
+      };
+    };
     "host: a guest that is nothing is refused" = {
       found = lib.length (
         refusals (host {

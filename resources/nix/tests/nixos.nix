@@ -38,11 +38,13 @@ in
     documentation.enable = value true;
     hardware.ksm.enable = value false;
     boot.loader.grub.enable = value true;
+    boot.loader.systemd-boot.enable = value false;
     boot.initrd.systemd.tpm2.enable = value true;
     boot.postBootCommands = value "";
     boot.swraid.enable = value true;
     environment.etc = value { };
     systemd.generators = value { };
+    systemd.network.networks = value { };
     systemd.network.wait-online.enable = value true;
     systemd.settings = value { };
     systemd.sockets = value { };
@@ -54,6 +56,7 @@ in
     boot.initrd.availableKernelModules = list;
     boot.kernelPackages = value { kernel = pkgs.linux; };
     boot.initrd.systemd.enable = value false;
+    services.getty.autologinUser = value null;
     services.openssh.enable = value false;
     nix.enable = value true;
     nix.package = value pkgs.nix;
@@ -63,6 +66,7 @@ in
     security.polkit = value { };
     security.wrappers = value { };
     security.virtualisation.flushL1DataCache = value null;
+    system.stateVersion = value null;
     system.switch.enable = value true;
     system.build = value {
       toplevel = pkgs.toplevel;

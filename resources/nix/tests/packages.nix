@@ -47,6 +47,7 @@ let
     "kvmtool"
     "linux"
     "nix"
+    "nixfmt-tree"
     "nixvmm"
     "passt"
     "qemu_kvm"
@@ -64,7 +65,8 @@ let
   pkgs = named // {
     inherit lib;
     _type = "pkgs";
-    path = store;
+    # Where evaluations of a system begin.
+    path = ./.;
     stdenv.hostPlatform = {
       system = "x86_64-linux";
       isx86_64 = true;
@@ -74,6 +76,8 @@ let
     };
     stdenv.targetPlatform = pkgs.stdenv.hostPlatform;
     buildPackages = pkgs;
+    pkgsStatic = pkgs;
+    testers.runNixOSTest = test: package "vm-test-run-${test.name}" { inherit test; };
     callPackage = file: _: package (lib.removeSuffix ".nix" (baseNameOf file)) { };
     closureInfo = _: package "closure-info" { };
     writeClosure = _: package "closure" { };

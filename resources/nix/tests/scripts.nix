@@ -2,6 +2,7 @@
 # of the others the shell looks at the grammar alone.
 {
   guest,
+  host,
   lib,
   store,
   ...
@@ -90,6 +91,10 @@ let
       }
     ];
   };
+
+  system = host {
+    microvm.vms.web.evaluatedConfig.config = run;
+  };
 in
 {
   run = run.microvm.declaredRunner.programs;
@@ -97,5 +102,9 @@ in
     connected.microvm.declaredRunner.programs
     // lib.mapAttrs (_: program: program.text) {
       inherit (switched.microvm.deploy) installOnHost sshSwitch rebuild;
+    }
+    // {
+      install = system.systemd.services.install-microvm-web.script;
+      orphans = system.system.activationScripts.microvm-orphans;
     };
 }

@@ -1,24 +1,25 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::Path;
+use std::sync::Arc;
 
-use proptest::prelude::*;
 use rustix::fs::{OFlags, XattrFlags};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::closure::Closure;
 use super::reply::Reply;
-use super::requests::{REQUEST_MAX, Requests};
+use super::requests::Requests;
 use super::tree::{FOREVER, Store};
 use super::wire::*;
 
+mod hostile;
 mod served;
+mod walk;
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
@@ -294,67 +295,6 @@ fn names_that_the_store_lacks_are_found() {
 }
 
 #[test]
-fn a_node_that_nobody_was_told_of_leads_nowhere() {
-    let tree = Tree::new();
-    let mut client = Client::new(&tree.shown());
-    let shown = client.lookup(ROOT_ID, "shown").unwrap().node;
-    let hidden = fs::metadata(tree.path().join("hidden")).unwrap().ino();
-    for node in [0, shown + 1, 77, hidden, u64::from(u32::MAX), u64::MAX] {
-        assert_eq!(client.lookup(node, "bin").unwrap_err(), libc::ESTALE, "{node}");
-        assert_eq!(client.attributes(node).unwrap_err(), libc::ESTALE, "{node}");
-        assert_eq!(client.read(node, 0, 8), Err(libc::ESTALE), "{node}");
-        assert_eq!(client.call(READLINK, node, &[]), Err(libc::ESTALE), "{node}");
-        let list = ReadRequest { bytes: 4096, ..ReadRequest::default() };
-        for opcode in [READDIR, READDIRPLUS] {
-            assert_eq!(client.call(opcode, node, list.as_bytes()), Err(libc::ESTALE), "{node}");
-        }
-        assert_eq!(client.send(&request(FORGET, node, u64::MAX.as_bytes())), None);
-    }
-    // What was told of is still there, and the root stays however often it is forgotten.
-    assert_eq!(client.send(&request(FORGET, ROOT_ID, u64::MAX.as_bytes())), None);
-    assert!(client.lookup(shown, "bin").is_ok());
-    assert_eq!(client.lookup(ROOT_ID, "shown").unwrap().node, shown);
-}
-
-#[test]
-fn nothing_leads_out_of_the_tree() {
-    let tree = Tree::new();
-    let mut client = Client::new(&tree.shown());
-    let shown = client.lookup(ROOT_ID, "shown").unwrap().node;
-    for node in [ROOT_ID, shown] {
-        for name in ["..", ".", "", "/", "/etc", "bin/program", "../hidden", "shown/../hidden"] {
-            assert_eq!(client.lookup(node, name).unwrap_err(), libc::EINVAL, "{name:?}");
-        }
-        let long = "x".repeat(256);
-        assert_eq!(client.lookup(node, long).unwrap_err(), libc::ENAMETOOLONG);
-    }
-    for link in ["out", "beside", "link"] {
-        let link = client.lookup(shown, link).unwrap().node;
-        assert!(client.call(READLINK, link, &[]).is_ok());
-        assert_eq!(client.lookup(link, "program").unwrap_err(), libc::ENOTDIR);
-        assert_eq!(client.read(link, 0, 10), Err(libc::EINVAL));
-        let list = ReadRequest { bytes: 4096, ..ReadRequest::default() };
-        assert_eq!(client.call(READDIR, link, list.as_bytes()), Err(libc::EINVAL));
-    }
-}
-
-#[test]
-fn a_tree_that_is_changed_under_a_guest_is_stale_and_not_followed() {
-    let tree = Tree::new();
-    let mut client = Client::new(&tree.shown());
-    let bin = client.find(Path::new("shown/bin")).unwrap().node;
-    let program = client.lookup(bin, "program").unwrap().node;
-    fs::rename(tree.path().join("shown/bin"), tree.path().join("shown/gone")).unwrap();
-    symlink("../hidden/bin", tree.path().join("shown/bin")).unwrap();
-    // A thread that has nothing open yet.
-    let mut other =
-        Client { requests: Requests::new(Arc::clone(&client.requests.store)), ..client };
-    assert!(other.read(program, 0, 10).is_err());
-    assert!(other.lookup(bin, "program").is_err());
-    assert!(other.attributes(program).is_err());
-}
-
-#[test]
 fn links_to_a_file_are_one_node() {
     let tree = Tree::new();
     fs::hard_link(tree.path().join("file"), tree.path().join("shown/same")).unwrap();
@@ -442,172 +382,6 @@ fn a_guest_need_not_open_and_may_only_read() {
     assert_eq!(client.call(STATFS, ROOT_ID, &[]).unwrap().len(), 80);
     assert_eq!(client.call(DESTROY, 0, &[]), Ok(Vec::new()));
     assert_eq!(client.attributes(ROOT_ID).unwrap_err(), libc::EIO);
-}
-
-#[test]
-fn wrong_requests_are_errors_and_nothing_else() {
-    let tree = Tree::new();
-    let mut client = Client::new(&tree.whole());
-    assert_eq!(client.send(&[]), Some(Err(libc::EINVAL)));
-    assert_eq!(client.send(&[0xFF; 39]), Some(Err(libc::EINVAL)));
-    for len in [0, 39, 41, 1000, u32::MAX] {
-        let mut request = request(GETATTR, ROOT_ID, &[]);
-        request[..4].copy_from_slice(&len.to_ne_bytes());
-        assert_eq!(client.send(&request), Some(Err(libc::EINVAL)), "{len}");
-    }
-    // A write of which only the first part is looked at.
-    let write = request(16, ROOT_ID, &vec![0; REQUEST_MAX * 2]);
-    assert_eq!(client.send(&write[..REQUEST_MAX]), Some(Err(libc::EROFS)));
-    assert_eq!(client.call(LOOKUP, ROOT_ID, b"no end"), Err(libc::EINVAL));
-    assert_eq!(client.call(READ, ROOT_ID, &[0; 39]), Err(libc::EINVAL));
-    let file = client.lookup(ROOT_ID, "file").unwrap().node;
-    assert_eq!(client.read(file, u64::MAX, 1), Err(libc::EINVAL));
-    assert_eq!(client.read(file, 0, u32::MAX), Err(libc::EINVAL), "there is no room for it");
-    let bytes = 8;
-    let list = ReadRequest { bytes, ..ReadRequest::default() };
-    assert_eq!(client.call(READDIR, ROOT_ID, list.as_bytes()), Err(libc::EINVAL));
-    let old = InitRequest { major: 7, minor: 8, ..InitRequest::default() };
-    assert_eq!(client.call(INIT, 0, old.as_bytes()), Err(libc::EPROTO));
-    // Whatever the room is.
-    for room in 0..64 {
-        client.room = room;
-        for opcode in 0..60 {
-            let len = client.requests.answer(
-                &request(opcode, ROOT_ID, b"file\0file\0file\0file\0file\0file\0"),
-                &mut Bytes(vec![0; room]),
-            );
-            assert!(len <= room);
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 1000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
-
-    /// Whatever is sent, a reply fits and says how long it is.
-    #[test]
-    fn garbage_is_answered(
-        requests in prop::collection::vec(
-            (0_u32..60, 0_u64..8, prop::collection::vec(any::<u8>(), 0..96), 0_usize..512), 1..12,
-        ),
-    ) {
-        static TREE: LazyLock<(Tree, Arc<Store>)> = LazyLock::new(|| {
-            let tree = Tree::new();
-            let store = tree.shown();
-            (tree, store)
-        });
-        let mut client = Client::new(&TREE.1);
-        for name in ["shown", "file"] {
-            client.lookup(ROOT_ID, name).unwrap();
-        }
-        for (opcode, node, body, room) in requests {
-            client.room = room;
-            client.send(&request(opcode, node, &body));
-        }
-    }
-}
-
-#[test]
-fn thousands_of_entries_are_as_the_host_has_them() {
-    let tree = Tree::new();
-    grow(&tree.path().join("shown"));
-    let mut client = Client::new(&tree.shown());
-    let root = tree.path().join("shown");
-    let mut compared = 0;
-    let mut pending = vec![(root.clone(), client.lookup(ROOT_ID, "shown").unwrap())];
-    while let Some((path, entry)) = pending.pop() {
-        compared += 1;
-        compare(&mut client, &path, &entry);
-        if !entry_is(&entry, 0o040_000) {
-            continue;
-        }
-        let host: BTreeMap<Vec<u8>, PathBuf> = fs::read_dir(&path)
-            .unwrap()
-            .map(|entry| entry.unwrap())
-            .map(|entry| (entry.file_name().as_bytes().to_vec(), entry.path()))
-            .collect();
-        let mut plain = client.names(entry.node);
-        assert!(plain.remove(&b"."[..]) && plain.remove(&b".."[..]));
-        assert!(plain.iter().eq(plain.iter().filter(|name| host.contains_key(*name))));
-        assert_eq!(plain.len(), host.len(), "{}", path.display());
-        let listed = client.list(READDIRPLUS, entry.node, 1 << 14);
-        assert_eq!(listed.len(), host.len() + 2);
-        for (name, entry, inode) in listed {
-            if entry.node != 0 {
-                assert_eq!(inode, entry.attributes.inode);
-                pending.push((host[&name].clone(), entry));
-            }
-        }
-    }
-    assert!(compared > 5000, "{compared}");
-}
-
-/// A tree with everything that a store has, and more.
-fn grow(root: &Path) {
-    let huge = root.join("huge");
-    fs::create_dir(&huge).unwrap();
-    for number in 0..5000 {
-        let name = format!("{number}-{}", "x".repeat(number % 200));
-        fs::write(huge.join(&name), vec![1; number % 32]).unwrap();
-    }
-    let mut deep = root.to_owned();
-    for level in 0..40 {
-        deep.push(format!("level-{level}"));
-        fs::create_dir(&deep).unwrap();
-        fs::write(deep.join("file"), level.to_string()).unwrap();
-        symlink(format!("../level-{level}/file"), deep.join("link")).unwrap();
-        fs::hard_link(deep.join("file"), deep.join("hard")).unwrap();
-        let mode = fs::Permissions::from_mode([0o444, 0o555, 0o644, 0o755][level % 4]);
-        fs::set_permissions(deep.join("file"), mode).unwrap();
-        let file = fs::File::open(deep.join("file")).unwrap();
-        let time = std::time::UNIX_EPOCH + std::time::Duration::new(level as u64, 5);
-        file.set_times(fs::FileTimes::new().set_modified(time)).unwrap();
-    }
-    fs::write(root.join("large"), vec![7; 3 << 20]).unwrap();
-    fs::write(root.join("sp ace\n\u{e9}"), "odd").unwrap();
-}
-
-fn compare(client: &mut Client, path: &Path, entry: &Entry) {
-    let host = fs::symlink_metadata(path).unwrap();
-    let told = client.attributes(entry.node).unwrap().attributes;
-    for told in [told, entry.attributes] {
-        assert_eq!(
-            (told.inode, told.bytes, told.blocks, told.mode, told.links, told.user, told.group),
-            (
-                host.ino(),
-                host.size(),
-                host.blocks(),
-                host.mode(),
-                u32::try_from(host.nlink()).unwrap(),
-                host.uid(),
-                host.gid()
-            )
-        );
-        assert_eq!(
-            (told.modified.cast_signed(), i64::from(told.modified_nanoseconds)),
-            (host.mtime(), host.mtime_nsec())
-        );
-        assert_eq!(u64::from(told.block_bytes), host.blksize());
-    }
-    if host.is_symlink() {
-        let target = client.call(READLINK, entry.node, &[]).unwrap();
-        assert_eq!(target, fs::read_link(path).unwrap().as_os_str().as_bytes());
-    } else if host.is_file() {
-        let expected = fs::read(path).unwrap();
-        let mut read = Vec::new();
-        while read.len() < expected.len() {
-            read.extend(client.read(entry.node, read.len() as u64, 1 << 17).unwrap());
-        }
-        assert!(read == expected, "{}", path.display());
-    }
-}
-
-fn entry_is(entry: &Entry, kind: u32) -> bool {
-    entry.attributes.mode & 0o170_000 == kind
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ pub struct Store {
     nodes: Mutex<Nodes>,
     /// What the session is agreed on; none before it has begun.
     features: AtomicU64,
-    /// When the closure was last extended, in seconds.
+    /// When the closure was last extended, in nanoseconds.
     extended: AtomicU64,
 }
 
@@ -57,8 +57,8 @@ impl Store {
         })
     }
 
-    /// Shows guests more names; those who have seen the root see them when they look again.
-    /// `list` is as for [`Closure::parse`]. A tree that is shown whole has them already.
+    /// Shows guests more names, all at once; those who have seen the root see them when they look
+    /// again. `list` is as for [`Closure::parse`]. A tree that is shown whole has them already.
     ///
     /// # Errors
     ///
@@ -67,7 +67,10 @@ impl Store {
         let Some(closure) = &self.closure else { return Ok(()) };
         lock(closure).extend(list, store)?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.extended.fetch_max(now.as_secs(), Ordering::Relaxed);
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        // A guest keeps the list of names until the time is another one, however soon that is.
+        let later = |before: u64| Some(now.max(before.saturating_add(1)));
+        let _ = self.extended.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
         Ok(())
     }
 
@@ -136,7 +139,10 @@ impl Store {
         let mut root = attributes(status, self.identity);
         if self.closure.is_some() {
             (root.links, root.bytes, root.blocks) = (1, 0, 0);
-            root.modified = root.modified.max(self.extended.load(Ordering::Relaxed));
+            let extended = Duration::from_nanos(self.extended.load(Ordering::Relaxed));
+            let modified = (root.modified, root.modified_nanoseconds);
+            (root.modified, root.modified_nanoseconds) =
+                modified.max((extended.as_secs(), extended.subsec_nanos()));
         }
         root
     }

@@ -51,6 +51,9 @@ fn closure_only(testbed: &Testbed) -> Result<()> {
     is_shown_more(&mut guest, testbed, &store, &control)?;
     changes_nothing(&mut guest)?;
 
+    // The guest has dropped everything when it mounted anew.
+    let expected = listing_of(&store.join("0a-program"))?;
+    ensure!(guest.run(&format!("cd /kept && {LISTING}"))? == expected, "other files than before");
     let mut events = Events::follow(&testbed.program, &control)?;
     kill_children(&guest)?;
     let lost = events.wait_for("process-lost").map_err(|error| guest.explain(error))?;
@@ -59,6 +62,8 @@ fn closure_only(testbed: &Testbed) -> Result<()> {
     guest.errors().wait_for("every request is refused", tests::guest::PATIENCE)?;
     let (status, said) = guest.attempt("ls /mnt/0a-program/never-looked-for")?;
     ensure!(status != 0, "a server that is dead found a file: {said}");
+    // What the guest has it need not ask for.
+    ensure!(guest.run(&format!("cd /kept && {LISTING}"))? == expected, "the guest kept less");
     guest.run("cd / && umount /kept && umount /mnt; echo the guest goes on")?;
     guest.power_off()
 }
@@ -108,9 +113,9 @@ fn is_shown_more(guest: &mut Guest, testbed: &Testbed, store: &Path, control: &P
     ensure!(add("/etc/passwd\n".to_owned()).is_err(), "a path outside the store was added");
     fs::create_dir(store.join("0f-added"))?;
     fs::write(store.join("0f-added/file"), "added later\n")?;
-    // More than one call takes; the last one does not exist.
+    // More than a message holds; the last one does not exist.
     let line = |name: &str| format!("{}\n", store.join(name).display());
-    let list = line("0f-added").repeat(200);
+    let list = line("0f-added").repeat(4000);
     let refused = add(list.clone() + &line("0g-missing"));
     let refused = refused.err().context("a path that does not exist was added")?.to_string();
     ensure!(refused.contains("0g-missing; nothing was added"), "{refused}");
@@ -138,7 +143,7 @@ fn changes_nothing(guest: &mut Guest) -> Result<()> {
         let (status, said) = guest.attempt(command)?;
         ensure!(status != 0 && said.contains("Read-only"), "{command}: {status}, {said}");
     }
-    Ok(())
+    guest.run("mount -o remount,ro /mnt").map(drop)
 }
 
 fn listing_in(guest: &mut Guest, path: &str) -> Result<String> {

@@ -15,6 +15,7 @@ mod notify;
 mod object;
 mod run_state;
 pub mod sandbox;
+pub mod sealed_list;
 pub mod store_server;
 mod thread;
 mod timing;

@@ -6,11 +6,11 @@
 //! it was started with the right to, the store is all of the file system that it has.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,13 +21,11 @@ use devices::store::server::Server;
 use devices::store::tree::Store;
 
 use crate::sandbox::StoreSandbox;
+use crate::sealed_list::SealedList;
 use crate::thread;
 
 /// More than the list of any closure has.
 const LIST_BYTES_MAX: u64 = 256 << 20;
-
-/// The longest list of further paths that comes at once.
-pub const ADDITION_BYTES_MAX: usize = 64 << 10;
 
 /// What such a process is started with, besides a socket as its standard input, at which the one
 /// connection waits that it serves, and one as its standard output, by which further paths come.
@@ -90,12 +88,11 @@ impl StoreServer {
 /// Takes lists of further paths from the other end of the standard output, a message each, as long
 /// as this process lives.
 fn take_additions(served: Arc<Store>, store: PathBuf) -> Result<()> {
-    let mut messages = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let mut list = vec![0; ADDITION_BYTES_MAX];
+    let messages = UnixDatagram::from(io::stdout().as_fd().try_clone_to_owned()?);
     let take = move || {
-        while let Ok(length @ 1..) = messages.read(&mut list) {
-            let lines = list.get(..length).unwrap_or_default();
-            if let Err(error) = served.extend(lines, &store) {
+        while let Ok(list) = SealedList::receive(&messages) {
+            let added = list.read().and_then(|lines| Ok(served.extend(&lines, &store)?));
+            if let Err(error) = added {
                 log::error!("the closure stays as it is: {error}");
             }
         }

@@ -1,9 +1,8 @@
 //! A connection to the control socket of a running machine.
 
-use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IoSlice, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -45,7 +44,7 @@ impl Connection {
         &mut self,
         method: &str,
         parameters: &Value,
-        file: &File,
+        file: impl AsFd,
     ) -> Result<Value> {
         let bytes = message(method, &json!({ "parameters": parameters }))?;
         let (first, rest) = bytes.split_at_checked(1).context("an empty call")?;

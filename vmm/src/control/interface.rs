@@ -161,17 +161,6 @@ impl Request {
         }
     }
 
-    /// A list of texts that must be given.
-    ///
-    /// # Errors
-    ///
-    /// It is missing or has something else.
-    pub fn texts(&self, name: &str) -> Result<Vec<&str>, Refusal> {
-        let list = self.parameters.get(name).and_then(Value::as_array);
-        let texts = list.and_then(|list| list.iter().map(Value::as_str).collect());
-        texts.ok_or_else(|| Refusal::invalid_parameter(name))
-    }
-
     /// A number that may be left out.
     ///
     /// # Errors

@@ -1,11 +1,13 @@
 //! The server of `--store-share`: this program again, in a process and a sandbox of its own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,7 +16,7 @@ use devices::store::closure::Closure;
 
 use super::file_server::{FileServer, waiting_connection};
 use crate::config::StoreShare;
-use crate::store_server::ADDITION_BYTES_MAX;
+use crate::sealed_list::SealedList;
 
 /// Whatever has become of the file since it was started.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -32,41 +34,38 @@ pub(crate) struct Additions {
 }
 
 impl Additions {
-    /// Says whether all of `paths` are in the store.
+    /// Adds the paths that `list` has, all at once, and returns how many lines it has.
     ///
     /// # Errors
     ///
-    /// Which are not, or do not exist.
-    pub(crate) fn check(&self, paths: &[&str]) -> Result<()> {
-        Closure::parse(paths.join("\n").as_bytes(), &self.store)?;
-        // Asking needs no right to open.
-        let is_missing = |path: &&&str| {
-            fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
-        };
-        let missing: Vec<&str> = paths.iter().filter(is_missing).copied().collect();
-        let named = missing.iter().take(NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
-        let others = missing.len().saturating_sub(NAMED_MAX);
-        let others = if others > 0 { format!(" and {others} others") } else { String::new() };
-        ensure!(missing.is_empty(), "not on this host: {named}{others}; nothing was added");
-        Ok(())
+    /// It can still be changed, or is too long, or a path is not in the store or does not exist, or
+    /// the server takes none now; nothing has been added then.
+    pub(crate) fn add(&self, list: OwnedFd) -> Result<usize> {
+        let list = SealedList::check(list)?;
+        let lines = list.read()?;
+        Closure::parse(&lines, &self.store)?;
+        let paths = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let paths: Vec<_> = paths.map(|path| Path::new(OsStr::from_bytes(path))).collect();
+        check_existence(&paths)?;
+        list.send(&self.socket).context("the store's server takes no paths now")?;
+        Ok(paths.len())
     }
+}
 
-    /// Adds `paths`.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Additions::check`], or the server takes none now; nothing has been added then.
-    pub(crate) fn add(&self, paths: &[&str]) -> Result<()> {
-        self.check(paths)?;
-        let list = paths.join("\n");
-        let list = list.as_bytes();
-        ensure!(list.len() <= ADDITION_BYTES_MAX, "more than {ADDITION_BYTES_MAX} bytes of paths");
-        // An empty message would be the end.
-        if !list.is_empty() {
-            self.socket.send(list).context("the store's server takes no paths now")?;
-        }
-        Ok(())
-    }
+/// Nothing of a list is added whose paths are not all there.
+fn check_existence(paths: &[&Path]) -> Result<()> {
+    // Asking needs no right to open.
+    let is_missing = |path: &&&Path| {
+        fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    };
+    let missing: Vec<&&Path> = paths.iter().filter(is_missing).collect();
+    let named: Vec<String> =
+        missing.iter().take(NAMED_MAX).map(|path| path.display().to_string()).collect();
+    let named = named.join(", ");
+    let others = missing.len().saturating_sub(NAMED_MAX);
+    let others = if others > 0 { format!(" and {others} others") } else { String::new() };
+    ensure!(missing.is_empty(), "not on this host: {named}{others}; nothing was added");
+    Ok(())
 }
 
 /// Starts one for a machine with `cpus` processors. A closure that it serves can be extended.
@@ -106,10 +105,17 @@ pub(super) fn start(
 
 #[cfg(test)]
 mod test {
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
+    fn sealed(paths: &[String]) -> OwnedFd {
+        let list = SealedList::new(paths.join("\n").as_bytes()).unwrap();
+        list.as_fd().try_clone_to_owned().unwrap()
+    }
+
     #[test]
-    fn a_path_that_does_not_exist_is_named_and_nothing_is_added() {
+    fn a_list_is_added_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let (socket, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
@@ -118,19 +124,19 @@ mod test {
         let path = |name: &str| store.join(name).display().to_string();
         fs::write(path("here"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
-        let refused = additions.add(&[&path("here"), &path("gone")]).unwrap_err().to_string();
-        assert_eq!(refused, format!("not on this host: {}; nothing was added", path("gone")));
+        let refused = |list: &[String]| additions.add(sealed(list)).unwrap_err().to_string();
+        assert_eq!(
+            refused(&[path("here"), path("gone")]),
+            format!("not on this host: {}; nothing was added", path("gone"))
+        );
         let many: Vec<String> = (0..12).map(|number| path(&format!("gone{number}"))).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let refused = additions.check(&many).unwrap_err().to_string();
-        assert!(refused.contains("gone9 and 2 others;"), "{refused}");
-        assert!(additions.add(&["/etc/passwd"]).is_err());
-        let mut list = vec![0; 4096];
-        assert!(theirs.recv(&mut list).is_err(), "nothing was sent");
-        additions.check(&[&path("here")]).unwrap();
-        assert!(theirs.recv(&mut list).is_err(), "nothing was sent");
-        additions.add(&[&path("here"), &path("link")]).unwrap();
-        let len = theirs.recv(&mut list).unwrap();
-        assert_eq!(list[..len], *[path("here"), path("link")].join("\n").as_bytes());
+        assert!(refused(&many).contains("gone9 and 2 others;"));
+        assert!(refused(&["/etc/passwd".to_owned()]).contains("line 1 is no path in"));
+        assert!(SealedList::receive(&theirs).is_err(), "nothing was sent");
+        // Far more than a message holds.
+        let names: Vec<String> = (0..5000).map(|_| path("here")).chain([path("link")]).collect();
+        assert_eq!(additions.add(sealed(&names)).unwrap(), 5001);
+        let list = SealedList::receive(&theirs).unwrap();
+        assert_eq!(list.read().unwrap(), names.join("\n").as_bytes());
     }
 }

@@ -167,6 +167,8 @@ const STORE_SERVER: &[Call] = &[
     always(libc::SYS_preadv),
     always(libc::SYS_lseek),
     always(libc::SYS_getdents64),
+    // Lists of further store paths.
+    always(libc::SYS_pread64),
     always(libc::SYS_fgetxattr),
     always(libc::SYS_flistxattr),
     always(libc::SYS_fstatfs),
@@ -197,6 +199,9 @@ const MAIN: &[Call] = &[
     // Calls of control clients, which may bring a file with them, and disks that they grow.
     always(libc::SYS_recvmsg),
     always(libc::SYS_ftruncate),
+    // A list of store paths, which is handed on to the store's server.
+    when(libc::SYS_fcntl, &[When::Command(libc::F_GET_SEALS)]),
+    always(libc::SYS_sendmsg),
     // An image that such a file takes the place of.
     when(
         libc::SYS_fcntl,

@@ -31,7 +31,7 @@ pub(super) const INTERFACE: Interface<Steering> = Interface {
         verb("ListDisks", &[], list_disks),
         verb("ResizeDisk", &["disk", "size"], resize_disk),
         verb("ExchangeImage", &["disk", "image"], exchange_image),
-        verb("AddStorePaths", &["paths", "onlyCheck"], add_store_paths),
+        verb("AddStorePaths", &["list"], add_store_paths),
         verb("ListNetworkCards", &[], cards::list),
         verb("SetNetworkLink", &["card", "plugged"], cards::set_link),
         verb("AttachConsole", &["console", "columns", "rows"], attach_console),
@@ -129,22 +129,15 @@ fn exchange_image(machine: &mut Steering, request: &Request) -> Served {
 }
 
 fn add_store_paths(machine: &mut Steering, request: &Request) -> Served {
-    let paths = request.texts("paths")?;
+    let list = request.file("list")?;
     let additions = machine.parts.additions.as_ref();
     let additions = additions
         .ok_or_else(|| Refusal::not_possible("this guest has no --store-share closure=FILE"))?;
-    if paths.iter().any(|path| path.contains('\n')) {
-        return Err(Refusal::invalid_parameter("paths"));
-    }
-    let only_check = request.switch("onlyCheck")?.unwrap_or(false);
-    let checked = if only_check { additions.check(&paths) } else { additions.add(&paths) };
-    checked.map_err(|error| Refusal::not_possible(format!("{error:#}")))?;
-    if only_check {
-        return done();
-    }
-    log::info!("the guest sees {} store paths more", paths.len());
-    machine.parts.happenings.report("store-paths-added", json!({ "count": paths.len() }));
-    done()
+    let added = additions.add(list);
+    let count = added.map_err(|error| Refusal::not_possible(format!("{error:#}")))?;
+    log::info!("the guest sees {count} store paths more");
+    machine.parts.happenings.report("store-paths-added", json!({ "count": count }));
+    Ok(Answer::Done(json!({ "count": count })))
 }
 
 fn attach_console(machine: &mut Steering, request: &Request) -> Served {

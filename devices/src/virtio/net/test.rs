@@ -186,6 +186,22 @@ fn a_large_frame_fills_several_chains_and_says_how_many() {
 }
 
 #[test]
+fn a_large_frame_after_small_ones_arrives_whole() {
+    for large in [5188, 5189, 5190, 9000, 65_550] {
+        let mut machine = started(0);
+        let sizes = [vec![60; 20], vec![large], vec![1488; 20], vec![large; 2]].concat();
+        for len in sizes {
+            let count = (len + HEADER_BYTES).div_ceil(1500);
+            let buffers: Vec<_> =
+                (0..count).map(|_| machine.driver.send(RECEIVE, &[], &[700, 800])).collect();
+            let sent = frame(len, len);
+            machine.wires[0].send(&sent).unwrap();
+            machine.receives(&buffers, &sent);
+        }
+    }
+}
+
+#[test]
 fn a_frame_that_finds_too_few_buffers_waits_for_more_and_loses_nothing() {
     let mut machine = started(0);
     let first = machine.driver.send(RECEIVE, &[], &[1000]);

@@ -22,6 +22,13 @@ const PUBLISH_FRAMES: usize = 32;
 /// fewer than one call to the kernel takes.
 const SLICES_ENOUGH: usize = SLICES_MAX - crate::virtio::net::QUEUE_SIZE as usize;
 
+/// Slices of one read where frames are small: with the spill as many as the kernel takes without an
+/// allocation (`UIO_FASTIOV`), and a jumbo frame in buffers of Linux.
+const SLICES_FEW: usize = 7;
+
+/// Small frames in a row after which the next one is thought to be small.
+const SMALL_FRAMES: u32 = 8;
+
 /// The receiving half of a queue pair.
 ///
 /// It keeps chains in hand, as many as the largest frame fills, because the length of a frame is
@@ -37,6 +44,8 @@ pub(super) struct Receive {
     /// Bytes of all chains in hand.
     room: usize,
     carried: Option<Carried>,
+    /// Frames since the last one for which a few slices were not enough.
+    small_frames: u32,
     count: Count,
 }
 
@@ -47,7 +56,7 @@ struct InHand {
     len: usize,
 }
 
-/// A frame that was longer than the buffers in hand.
+/// A frame that was longer than the buffers it was read into.
 struct Carried {
     len: usize,
     /// How much of it is in the buffers; the rest is in the spill.
@@ -64,6 +73,7 @@ impl Receive {
             used_slices: 0,
             room: 0,
             carried: None,
+            small_frames: 0,
             count: Count::default(),
         }
     }
@@ -96,7 +106,7 @@ impl Receive {
                 return Ok(());
             }
             let received = match is_up {
-                true => io.receive(tap, self.slices.get(self.used_slices..).unwrap_or_default()),
+                true => io.receive(tap, self.offered()),
                 false => io.discard(tap).map(|()| 0),
             };
             match received {
@@ -142,6 +152,20 @@ impl Receive {
         }
     }
 
+    /// Where the next frame is read to. What a few slices do not hold goes by way of the spill,
+    /// which is rare where frames are small; more slices make each read dearer.
+    fn offered(&self) -> &[GuestSlice] {
+        let slices = self.slices.get(self.used_slices..).unwrap_or_default();
+        match self.expects_small() {
+            true => slices.get(..SLICES_FEW).unwrap_or(slices),
+            false => slices,
+        }
+    }
+
+    fn expects_small(&self) -> bool {
+        self.is_mergeable && self.small_frames >= SMALL_FRAMES
+    }
+
     /// Forgets used slices before the allocation would grow.
     fn compact(&mut self) {
         if self.used_slices >= SLICES_MAX {
@@ -152,10 +176,14 @@ impl Receive {
 
     /// Gives the driver the frame of `len` bytes that was received, or puts it by.
     fn deliver(&mut self, queue: &mut Queue, io: &FrameIo, len: usize) {
-        match len.checked_sub(self.room).filter(|rest| *rest > 0) {
+        let few = self.slices.iter().skip(self.used_slices).take(SLICES_FEW);
+        let few = few.map(|slice| slice.len()).sum();
+        let offered = if self.expects_small() { few } else { self.room };
+        self.small_frames = if len <= few { self.small_frames.saturating_add(1) } else { 0 };
+        match len.checked_sub(offered).filter(|rest| *rest > 0) {
             None => self.complete(queue, len),
             Some(rest) if self.is_mergeable && io.spilled(rest).is_some() => {
-                self.carried = Some(Carried { len, in_place: self.room });
+                self.carried = Some(Carried { len, in_place: offered });
             }
             Some(_) => {
                 self.count.dropped += 1;

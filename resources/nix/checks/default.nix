@@ -9,12 +9,18 @@
 let
   inherit (nixpkgs) lib;
 
-  check =
-    name: guests: script:
+  check = checkWith { };
+  checkWith =
+    module: name: guests: script:
     pkgs.testers.runNixOSTest {
       name = "nixvmm-${name}";
+      # The host module adds nixvmm to the packages.
+      node.pkgsReadOnly = false;
       nodes.host = {
-        imports = [ self.nixosModules.host ];
+        imports = [
+          self.nixosModules.host
+          module
+        ];
         virtualisation = {
           cores = 2;
           memorySize = 3072;
@@ -30,6 +36,22 @@ let
       };
       testScript = script;
     };
+
+  # A guest that no host has in its configuration.
+  runner =
+    guest:
+    (lib.nixosSystem {
+      inherit (pkgs.stdenv.hostPlatform) system;
+      modules = [
+        self.nixosModules.microvm
+        guest
+        {
+          networking.hostName = "one";
+          nixpkgs.overlays = [ self.overlays.default ];
+          system.stateVersion = lib.trivial.release;
+        }
+      ];
+    }).config.microvm.declaredRunner;
 
   # The unit has started when systemd in the guest has come up.
   boots =
@@ -87,6 +109,19 @@ in
     ];
   };
 
+  store-closure = boots "store-closure" {
+    microvm.nixvmm.store = "closure";
+    microvm.shares = [
+      {
+        proto = "virtiofs";
+        tag = "store";
+        source = "/nix/store";
+        mountPoint = "/nix/.ro-store";
+        readOnly = true;
+      }
+    ];
+  };
+
   volume-keeps-what-a-stop-writes = check "volume" { guest = witness; } ''
     for _ in range(2):
         host.systemctl("start nixvmm@guest.service")
@@ -109,6 +144,40 @@ in
         host.succeed("systemctl restart nixvmm@one.service")
         assert before == host.succeed("systemctl show -p MainPID nixvmm@other.service")
         host.succeed("test $(readlink /var/lib/microvms/one/booted) = $(readlink /var/lib/microvms/one/current)")
+      '';
+
+  one-guest-is-updated-and-rolled-back =
+    let
+      first = runner { };
+      second = runner { environment.etc."second".text = ""; };
+    in
+    checkWith
+      {
+        # Its user is made, and it starts with the host when it is there.
+        microvm.autostart = [ "one" ];
+        virtualisation.additionalPaths = [
+          first
+          second
+        ];
+      }
+      "update"
+      { other = { }; }
+      ''
+        def booted():
+            return host.succeed("readlink /var/lib/microvms/one/booted").strip()
+
+        host.wait_for_unit("nixvmm@other.service", timeout=300)
+        before = host.succeed("systemctl show -p MainPID nixvmm@other.service")
+        host.succeed("nixvmm vm create one --runner ${first} --start", timeout=300)
+        assert booted() == "${first}"
+        # As an update leaves it.
+        host.succeed("ln -sfn ${first} /var/lib/microvms/one/old")
+        host.succeed("ln -sfn ${second} /var/lib/microvms/one/current")
+        host.succeed("nixvmm vm restart one", timeout=300)
+        assert booted() == "${second}"
+        host.succeed("nixvmm vm rollback one --restart", timeout=300)
+        assert booted() == "${first}"
+        assert before == host.succeed("systemctl show -p MainPID nixvmm@other.service")
       '';
 
   tap =

@@ -101,6 +101,7 @@ in
       found = lib.mapAttrs (_: config: lib.attrNames config.microvm.vms) hosts;
       expected =
         lib.mapAttrs (_: _: [ "guest" ]) (sameNames [
+          "store-closure"
           "store-on-erofs"
           "store-on-squashfs"
           "store-overlay"
@@ -109,6 +110,7 @@ in
           "volume-keeps-what-a-stop-writes"
         ])
         // {
+          one-guest-is-updated-and-rolled-back = [ "other" ];
           one-guest-restarts-alone = [
             "one"
             "other"

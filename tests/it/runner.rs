@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let checks: &[HostTest] = &[
         ("nix::a_runner_makes_and_grows_volumes_and_starts_one_nixvmm_with_its_layers", start),
         ("nix::a_runner_stops_its_guest_by_the_control_socket", stop),
+        ("nix::a_runner_makes_interfaces_for_its_user_and_removes_them", interfaces),
         ("nix::every_script_is_one_to_the_shell", grammar),
     ];
     checks.iter().map(host_trial).collect()
@@ -26,6 +27,33 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// What every start of the guest has; `STORE` is where the store would be.
 const ARGUMENTS: &str = "run --config STORE/microvm-guest-machine.json";
+
+/// A user that no system has, with the capabilities of the units that make interfaces.
+const HELPER: &str = "setpriv --reuid=12345 --regid=12345 --clear-groups \
+    --inh-caps=-all,+net_admin,+chown --ambient-caps=-all,+net_admin,+chown \
+    --bounding-set=-all,+net_admin,+chown bash";
+
+/// Makes a network of its own, and what a host has there before its guests come. The kernel makes
+/// the device files of macvtaps in a `/dev` of its own only, so that this one has it beforehand.
+const NETWORK: &str = "
+mount -t sysfs sys /sys && mount -t tmpfs dev /dev && mkdir /dev/net || exit 1
+mknod -m 666 /dev/net/tun c 10 200 && mknod -m 666 /dev/null c 1 3 || exit 1
+ip link add br0 type bridge && ip tuntap add eth0 mode tap || exit 3
+set -e
+cd STORE
+HELPER tap-up
+HELPER tap-up
+ip -details link show vm-tap
+ip -details link show vm-bridge
+device=/dev/tap$(($(cat /sys/class/net/*/ifindex | sort -n | tail -n 1) + 1))
+mknod -m 600 $device c 1 3
+HELPER macvtap-up
+ip -details link show vm-macvtap
+stat --format='device of %u' $device
+HELPER tap-down
+HELPER macvtap-down
+echo left: $(ls /sys/class/net)
+";
 
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -107,6 +135,50 @@ fn stop() -> Result<()> {
     ensure!(runner.calls()? == expected, "{:?}", runner.calls()?);
     let output = runner.attempt("microvm-balloon", &[])?;
     ensure!(output.status.code() == Some(2), "a balloon of no size: {output:?}");
+    Ok(())
+}
+
+fn interfaces() -> Result<()> {
+    let Some(runner) = Runner::new()? else { return Ok(()) };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("\nNOT CHECKED: what makes interfaces, because only root may have a network");
+        return Ok(());
+    }
+    let store = runner.folder.path().join("store");
+    fs::set_permissions(runner.folder.path(), Permissions::from_mode(0o755))?;
+    for (name, text) in runner.scripts["others"].as_object().context("scripts")? {
+        program(&store.join(name), text.as_str().context("a text")?)?;
+    }
+    for (program, package) in [("ip", "iproute2"), ("id", "coreutils"), ("chown", "coreutils")] {
+        let found = tool::find(program).with_context(|| format!("{program} is not installed"))?;
+        let folder = store.join(package).join("bin");
+        fs::create_dir_all(&folder)?;
+        symlink(found, folder.join(program))?;
+    }
+    let script =
+        NETWORK.replace("HELPER", HELPER).replace("STORE", store.to_str().context("a path")?);
+    let output =
+        tool::command("unshare").args(["--net", "--mount", "sh", "-c", &script]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(3) {
+        eprintln!("\nNOT CHECKED: what makes interfaces, which this kernel lacks: {said}");
+        return Ok(());
+    }
+    let made = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{made}{said}");
+    for expected in [
+        "vm-tap: <",
+        "multi_queue",
+        "vnet_hdr on",
+        "user 12345",
+        "master br0",
+        "macvtap mode bridge",
+        "ALLMULTI",
+        "device of 12345\n",
+        "left: br0 eth0 lo\n",
+    ] {
+        ensure!(made.contains(expected), "no {expected}: {made}{said}");
+    }
     Ok(())
 }
 

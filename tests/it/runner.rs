@@ -20,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("nix::a_runner_makes_and_grows_volumes_and_starts_one_nixvmm_with_its_layers", start),
         ("nix::a_runner_stops_its_guest_by_the_control_socket", stop),
         ("nix::a_runner_makes_interfaces_for_its_user_and_removes_them", interfaces),
+        ("nix::a_guest_is_installed_whole_or_not_at_all_here_and_on_another_host", install),
         ("nix::every_script_is_one_to_the_shell", grammar),
     ];
     checks.iter().map(host_trial).collect()
@@ -179,6 +180,67 @@ fn interfaces() -> Result<()> {
     ] {
         ensure!(made.contains(expected), "no {expected}: {made}{said}");
     }
+    Ok(())
+}
+
+fn install() -> Result<()> {
+    let Some(runner) = Runner::new()? else { return Ok(()) };
+    let folder = runner.folder.path();
+    let user = String::from_utf8(tool::run("id", ["-u", "-n"])?)?;
+    for (name, text) in runner.scripts["others"].as_object().context("scripts")? {
+        let text = text.as_str().context("a text")?.replace("vm-web", user.trim());
+        let text = text.replace("/var/lib/microvms", &format!("{}/guests", folder.display()));
+        let text = text.replace("/nix/var", &format!("{}/var", folder.display()));
+        program(&folder.join("store").join(name), &text)?;
+    }
+    runner.run("install", &[])?;
+    runner.run("install", &[])?;
+    let link = |name: &str| fs::read_link(folder.join(name)).map(|link| link.display().to_string());
+    let current = link("guests/web/current")?;
+    ensure!(current.ends_with("store/microvm-nixvmm-guest"), "current is {current}");
+    ensure!(link("guests/web/toplevel")?.ends_with("store/toplevel"), "no toplevel");
+    let root = fs::canonicalize(folder)?.join("var/nix/gcroots/microvm/booted-web");
+    ensure!(fs::read_link(root)? == folder.join("guests/web/booted"), "booted is no root");
+
+    deploy(&runner)
+}
+
+/// Installs a guest by a stand-in for ssh, whose other host is this one, and for nix, which builds
+/// what the file `built` names.
+fn deploy(runner: &Runner) -> Result<()> {
+    let folder = runner.folder.path();
+    program(&folder.join("bin/ssh"), "[ \"$1\" = root@host ] && shift 2 && exec \"$@\"\n")?;
+    let nix = format!(
+        "echo \"nix $1\" >> {0}/calls\n[ \"$1\" != build ] || {{ [ -e {0}/built ] && \
+         ln -s \"$(cat {0}/built)\" new; }}\n",
+        folder.display()
+    );
+    program(&folder.join("bin/nix"), &nix)?;
+    let path = format!("{}/bin:{}", folder.display(), std::env::var("PATH")?);
+    let deploy = || -> Result<Output> {
+        Ok(runner.command("installOnHost")?.arg("root@host").env("PATH", &path).output()?)
+    };
+    let links = || {
+        ["current", "old", "new"].map(|name| {
+            let link = fs::read_link(folder.join("guests/guest").join(name));
+            link.map(|link| link.display().to_string()).unwrap_or_default()
+        })
+    };
+    for (built, expected, word) in [
+        ("/first", ["/first", "", ""], "is installed"),
+        ("/first", ["/first", "", ""], "is up to date"),
+        ("/second", ["/second", "/first", ""], "is installed"),
+    ] {
+        fs::write(folder.join("built"), built)?;
+        let output = deploy()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success() && said.contains(word), "{built}: {output:?}");
+        ensure!(links() == expected, "{built}: {:?}", links());
+    }
+    ensure!(runner.calls()?.starts_with(&["nix copy".to_owned(), "nix build".to_owned()]), "order");
+    fs::remove_file(folder.join("built"))?;
+    ensure!(!deploy()?.status.success(), "a build that fails is installed");
+    ensure!(links() == ["/second", "/first", ""], "a build that fails changes {:?}", links());
     Ok(())
 }
 

@@ -19,4 +19,6 @@ pub enum Stage {
     Load = 4,
     /// Something failed; RDX is the error number.
     Failed = 5,
+    /// A load over a network begins; RDX is its kind.
+    Begun = 6,
 }

@@ -80,6 +80,8 @@ pub fn run(plan: &Plan) -> Result<()> {
     }
     tool::progress("copying the VMMs into the emulated host's memory");
     let host = Host { plan, stage: Stage::set(folder, plan)? };
+    // Its servers listen as long as this process lives.
+    let mut network = None;
     for topic in of_vmms {
         match topic {
             Topic::Start => host.each(&mut figures, "start", Host::start),
@@ -90,7 +92,9 @@ pub fn run(plan: &Plan) -> Result<()> {
             Topic::Pairs => host.pairs(&mut figures)?,
             Topic::Store => {}
             Topic::Net | Topic::NetExits => {
-                let _network = network::Network::set_up(&host.stage)?;
+                if network.is_none() {
+                    network = Some(network::Network::set_up(&host.stage)?);
+                }
                 for link in &plan.links {
                     let what = format!("{topic:?}, {}", link.name());
                     let measure = |host: &Host<'_>, vmm: Vmm, figures: &mut _| match topic {

@@ -59,7 +59,7 @@ pub enum Topic {
     Store,
     /// Bytes and round trips over taps and sockets, by instructions.
     Net,
-    /// What the host does for a round trip over each: exits by reason, and who runs.
+    /// What the host does for a MiB and a round trip over each: exits by reason, and who runs.
     NetExits,
     /// Where the time of nixvmm's start and of the guest's kernel goes.
     Profile,

@@ -49,6 +49,8 @@ pub struct Mark {
 /// When the kernel does not know one of them, or its tracing is not there.
 pub fn start(requests: &[Request<'_>]) -> Result<()> {
     write("tracing_on", "0")?;
+    // What a trigger has enabled outlives the trigger.
+    write("events/enable", "0")?;
     write("buffer_size_kb", BUFFER_KIB)?;
     write("trace", "")?;
     for (event, trigger) in requests {

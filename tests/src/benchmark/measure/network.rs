@@ -19,12 +19,15 @@ use crate::benchmark::vmm::{GATE, Link, TAP, Vmm};
 use crate::tool;
 use crate::vsock;
 
-/// Events that are seen from the mark of the second load on, behind which round trips begin.
-const SEEN_OF_ROUND_TRIPS: [&str; 3] = [
-    "enable_event:kvm:kvm_exit if a1 == 4 && a2 >= 0x200000000",
-    "enable_event:kvm:kvm_userspace_exit if a1 == 4 && a2 >= 0x200000000",
-    "enable_event:sched:sched_switch if a1 == 4 && a2 >= 0x200000000",
+/// Events that are seen from the first load's beginning on, whose mark has this stage.
+const SEEN_OF_LOADS: [&str; 3] = [
+    "enable_event:kvm:kvm_exit if a1 == 6",
+    "enable_event:kvm:kvm_userspace_exit if a1 == 6",
+    "enable_event:sched:sched_switch if a1 == 6",
 ];
+
+/// A kind of event that is rarer is not shown, though it is among the raw figures.
+const SHOWN_MIN: f64 = 0.02;
 
 /// The host's end of every link; dropping it takes the tap away.
 pub(super) struct Network;
@@ -103,40 +106,53 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// What the host's kernel sees of the round trips over `link`, if `vmm` has it.
+    /// What the host's kernel sees of each load over `link`, if `vmm` has it.
     pub(super) fn network_exits(&self, vmm: Vmm, link: Link, figures: &mut Figures) -> Result<()> {
         if !vmm.has(link) {
             return Ok(());
         }
         let machine = Machine { link: Some(link), ..self.bzimage(link.measure()) };
-        let requests = SEEN_OF_ROUND_TRIPS.map(|trigger| (MARKS.0, Some(trigger)));
+        let requests = SEEN_OF_LOADS.map(|trigger| (MARKS.0, Some(trigger)));
         let run = self.run(vmm, &machine, &requests)?;
-        let mut kinds: BTreeMap<String, f64> = BTreeMap::new();
-        let mut round_trips = None;
+        let mut seen: Option<BTreeMap<String, f64>> = None;
+        let mut rows = 0;
         for event in &run.events {
-            if let Some(mark) = trace::mark(event) {
-                let is_load = mark.stage == Reached::Load as u64;
-                round_trips = Some(mark.first).filter(|first| is_load && first >> 32 == 3);
-                if round_trips.is_some() {
-                    break;
+            match trace::mark(event) {
+                Some(mark) if mark.stage == Reached::Begun as u64 => seen = Some(BTreeMap::new()),
+                Some(mark) if mark.stage == Reached::Load as u64 => {
+                    let seen = seen.take().context("a load ended that had not begun")?;
+                    add_seen(link, vmm, mark, seen, figures);
+                    rows += 1;
                 }
-                continue;
+                Some(_) => {}
+                None => {
+                    if let Some(seen) = &mut seen {
+                        *seen.entry(kind(event)).or_default() += 1.0;
+                    }
+                }
             }
-            *kinds.entry(kind(event)).or_default() += 1.0;
         }
-        let round_trips = round_trips.context("the round trips did not come to an end")?;
-        let round_trips = (round_trips & 0xffff_ffff) as f64;
-        let row = format!("{}, exits per round trip", link.name());
-        let exits = kinds.iter().filter(|(kind, _)| kind.starts_with("kvm_exit"));
-        let exits = exits.map(|(_, count)| count).sum::<f64>() / round_trips;
-        let parts: BTreeMap<_, _> =
-            kinds.into_iter().map(|(kind, count)| (kind, count / round_trips)).collect();
-        for (kind, count) in parts.iter().filter(|(_, count)| **count > 0.02) {
-            tool::progress(&format!("    {kind}: {count:.2}"));
-        }
-        figures.add(&row, vmm, "", vec![exits]).parts = parts;
+        ensure!(rows == 3, "{rows} of 3 loads came to an end");
         Ok(())
     }
+}
+
+/// Adds what was seen of the load that `mark` ends: of each MiB or of each round trip.
+fn add_seen(link: Link, vmm: Vmm, mark: Mark, seen: BTreeMap<String, f64>, figures: &mut Figures) {
+    let count = (mark.first & 0xffff_ffff) as f64;
+    let (what, count) = match mark.first >> 32 {
+        1 => ("per MiB sent", count / 1024.0),
+        2 => ("per MiB received", count / 1024.0),
+        _ => ("per round trip", count),
+    };
+    let parts: BTreeMap<_, _> = seen.into_iter().map(|(kind, seen)| (kind, seen / count)).collect();
+    let exits = parts.iter().filter(|(kind, _)| kind.starts_with("kvm_exit"));
+    let exits = exits.map(|(_, count)| count).sum();
+    tool::progress(&format!("  {}, {what}:", link.name()));
+    for (kind, count) in parts.iter().filter(|(_, count)| **count > SHOWN_MIN) {
+        tool::progress(&format!("    {kind}: {count:.2}"));
+    }
+    figures.add(&format!("{}, exits {what}", link.name()), vmm, "", vec![exits]).parts = parts;
 }
 
 /// What an event is about: the reason of an exit, or who runs next.

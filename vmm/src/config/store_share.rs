@@ -9,7 +9,7 @@ use super::share::check_tag;
 use super::{Config, files};
 
 /// Store paths of the host that the guest mounts by a tag and reads
-/// (`mount -t virtiofs -o ro store /nix/store`).
+/// (`mount -t virtiofs -o ro,nosuid,nodev store /nix/store`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

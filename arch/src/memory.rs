@@ -34,6 +34,8 @@ pub struct Backing {
     pub huge_pages: Option<HugePages>,
     /// Every page is allocated at start.
     pub prealloc: bool,
+    /// The host may keep equal pages once (KSM). Only small pages of private memory can be.
+    pub mergeable: bool,
 }
 
 /// A size of explicit huge pages.
@@ -425,12 +427,15 @@ fn aligned_reservation(len: usize, huge_pages: Option<HugePages>) -> io::Result<
     Ok(target)
 }
 
-/// Asks for what the host may refuse without harm: transparent huge pages, and no copy in dumps or
-/// children.
+/// Asks for what the host may refuse without harm: transparent huge pages, merging, and no copy in
+/// dumps or children.
 fn advise(pointer: *mut u8, len: usize, backing: Backing) {
     let mut wishes = vec![Advice::LinuxDontDump, Advice::LinuxDontFork];
     if backing.huge_pages.is_none() {
         wishes.push(Advice::LinuxHugepage);
+    }
+    if backing.mergeable {
+        wishes.push(Advice::LinuxMergeable);
     }
     for advice in wishes {
         // SAFETY: a mapping of ours; these advices do not change its content.
@@ -505,6 +510,28 @@ mod test {
                 let less = memory.slice(GuestAddress(start), len).unwrap();
                 assert_eq!(memory.discard(less).unwrap(), 0, "{start:#x} and {len:#x} bytes");
             }
+        }
+    }
+
+    #[test]
+    fn memory_is_merged_where_that_is_wanted_and_the_host_can() {
+        for mergeable in [false, true] {
+            let memory = two_regions(Backing { mergeable, ..Backing::default() });
+            let start = memory.regions().next().unwrap().slice.pointer.addr();
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let begins_below = |line: &&str| {
+                let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+                range.is_some_and(|(first, last)| {
+                    let address = |text| usize::from_str_radix(text, 16).ok();
+                    address(first).is_some_and(|first| first <= start)
+                        && address(last).is_some_and(|last| start < last)
+                })
+            };
+            let mut lines = maps.lines();
+            lines.find(begins_below).unwrap();
+            let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+            let is_possible = std::path::Path::new("/sys/kernel/mm/ksm/run").exists();
+            assert_eq!(flags.contains(" mg"), mergeable && is_possible, "{flags}");
         }
     }
 

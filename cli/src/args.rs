@@ -154,7 +154,7 @@ pub(crate) struct Machine {
     /// RAM of the guest [default: 512M].
     #[arg(
         long,
-        value_name = "[size=]SIZE[,max=SIZE][,shared][,hugepages=2M|1G][,prealloc]",
+        value_name = "[size=]SIZE[,max=SIZE][,shared][,hugepages=2M|1G][,prealloc][,mergeable]",
         value_parser = devices::memory
     )]
     memory: Option<MemoryChange>,

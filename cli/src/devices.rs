@@ -129,17 +129,20 @@ pub(crate) struct MemoryChange {
     shared: Option<bool>,
     hugepages: Option<HugePages>,
     prealloc: Option<bool>,
+    mergeable: Option<bool>,
 }
 
 /// The keys of `--memory`.
 pub(crate) fn memory(text: &str) -> Result<MemoryChange, String> {
-    let items = KeyValues::parse(text, &["size", "max", "shared", "hugepages", "prealloc"])?;
+    const KEYS: &[&str] = &["size", "max", "shared", "hugepages", "prealloc", "mergeable"];
+    let items = KeyValues::parse(text, KEYS)?;
     Ok(MemoryChange {
         size: items.value("size")?,
         max: items.value("max")?,
         shared: items.switch("shared")?,
         hugepages: items.value("hugepages")?,
         prealloc: items.switch("prealloc")?,
+        mergeable: items.switch("mergeable")?,
     })
 }
 
@@ -151,6 +154,7 @@ impl MemoryChange {
         memory.shared = self.shared.unwrap_or(memory.shared);
         memory.hugepages = self.hugepages.or(memory.hugepages);
         memory.prealloc = self.prealloc.unwrap_or(memory.prealloc);
+        memory.mergeable = self.mergeable.unwrap_or(memory.mergeable);
     }
 }
 
@@ -347,7 +351,9 @@ mod test {
         let mut value = Memory { prealloc: true, ..Memory::default() };
         memory("shared").unwrap().apply(&mut value);
         assert_eq!(value, Memory { shared: true, prealloc: true, ..Memory::default() });
-        memory("1G,max=2G,hugepages=2M,prealloc=off,shared=off").unwrap().apply(&mut value);
+        memory("1G,max=2G,hugepages=2M,prealloc=off,shared=off,mergeable")
+            .unwrap()
+            .apply(&mut value);
         assert_eq!(
             value,
             Memory {
@@ -356,6 +362,7 @@ mod test {
                 shared: false,
                 hugepages: Some(HugePages::Size2M),
                 prealloc: false,
+                mergeable: true,
             }
         );
         assert_eq!(

@@ -140,8 +140,8 @@ fn what_is_wrong_is_named_with_flag_value_and_remedy() {
         (
             "--memory=4GB",
             "error: invalid value '4GB' for '--memory <[size=]SIZE[,max=SIZE][,shared]\
-             [,hugepages=2M|1G][,prealloc]>': size=4GB: not a size: write bytes or a binary unit, \
-             as in 4096, 512M or 4GiB",
+             [,hugepages=2M|1G][,prealloc][,mergeable]>': size=4GB: not a size: write bytes or a \
+             binary unit, as in 4096, 512M or 4GiB",
         ),
         (
             "--cpus=many",

@@ -28,7 +28,12 @@ let
     size = mebibytes base;
   }
   // optionalAttrs (growth > 0) { max = mebibytes (base + blocks * block); }
-  // optionalAttrs cfg.hugepageMem { hugepages = "2M"; };
+  // optionalAttrs cfg.hugepageMem { hugepages = "2M"; }
+  // optionalAttrs isPrivate { mergeable = true; };
+
+  # No other process has it, so that the host can merge its pages.
+  isPrivate =
+    !cfg.hugepageMem && cfg.shares == [ ] && lib.all ({ type, ... }: type != "user") cfg.interfaces;
 
   storeDisk = {
     path = toString cfg.storeDisk;

@@ -133,7 +133,10 @@ in
         initrd = "${store}/initrd/initrd";
         cmdline = "8250.nr_uarts=0 init=${store}/toplevel/init regInfo=${store}/closure-info/registration panic=-1";
         cpus = 1;
-        memory.size = "512M";
+        memory = {
+          size = "512M";
+          mergeable = true;
+        };
         disks = [
           {
             path = "${store}/microvm-store-disk.erofs";
@@ -167,7 +170,10 @@ in
         (machine (guest {
           microvm.hotplugMem = 1024;
         })).memory;
-      expected.size = "1536M";
+      expected = {
+        size = "1536M";
+        mergeable = true;
+      };
     };
     "machine: all kinds of interfaces, and forwarded ports with the network of type user" = {
       found = (machine full).nets;
@@ -320,6 +326,20 @@ in
         }
       ];
     };
+    "machine: pages are merged where no other process has the memory" = {
+      found = map (made: (machine made).memory.mergeable or false) [
+        plain
+        shared
+        full
+        (guest { microvm.hugepageMem = true; })
+      ];
+      expected = [
+        true
+        false
+        false
+        false
+      ];
+    };
     "machine: a key of nixvmm's own goes over what the options give" = {
       found =
         (machine (guest {
@@ -330,6 +350,7 @@ in
         })).memory;
       expected = {
         size = "512M";
+        mergeable = true;
         prealloc = true;
       };
     };

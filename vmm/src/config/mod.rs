@@ -249,6 +249,9 @@ pub struct Memory {
     pub hugepages: Option<HugePages>,
     /// Whether the host sets it aside before the guest starts. Default: no.
     pub prealloc: bool,
+    /// Whether the host may keep pages once that are equal to those of other guests (KSM). How long
+    /// a write takes then tells one guest what another has. Default: no.
+    pub mergeable: bool,
 }
 
 impl Default for Memory {
@@ -259,6 +262,7 @@ impl Default for Memory {
             shared: false,
             hugepages: None,
             prealloc: false,
+            mergeable: false,
         }
     }
 }

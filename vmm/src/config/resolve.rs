@@ -136,6 +136,12 @@ impl Config {
             ByteSize(page),
             ByteSize(size.0.checked_next_multiple_of(page).unwrap_or(u64::MAX - page + 1)),
         );
+        let super::Memory { shared, hugepages, mergeable, .. } = self.memory;
+        ensure!(
+            !mergeable || !shared && hugepages.is_none(),
+            "--memory mergeable: the host merges neither huge pages nor memory that other \
+             processes map, as those do that serve shares and networks: leave it out",
+        );
         self.check_growth()
     }
 

@@ -341,10 +341,11 @@ fn check_processors(config: &Config, hypervisor: &Hypervisor) -> Result<()> {
 }
 
 fn map_memory(config: &Config, plan: &AddressPlan) -> Result<GuestMemory> {
-    let config::Memory { size, max: _, shared, hugepages, prealloc } = config.memory;
+    let config::Memory { size, max: _, shared, hugepages, prealloc, mergeable } = config.memory;
     let backing = Backing {
         shared,
         prealloc,
+        mergeable,
         huge_pages: hugepages.map(|pages| match pages {
             config::HugePages::Size2M => HugePages::Size2M,
             config::HugePages::Size1G => HugePages::Size1G,

@@ -37,6 +37,26 @@ fn memory_grows_by_blocks_of_the_kernel_and_the_host() {
 }
 
 #[test]
+fn only_small_pages_of_private_memory_are_merged() {
+    let fixture = Fixture::new();
+    let mergeable = Memory { mergeable: true, ..Memory::default() };
+    assert!(fixture.resolved(|config| config.memory = mergeable).memory.mergeable);
+    let refusal = "--memory mergeable: the host merges neither huge pages nor memory that other \
+                   processes map, as those do that serve shares and networks: leave it out";
+    fixture.refused(
+        |config| {
+            config.memory = mergeable;
+            config.nets = vec![Net::new(NetLink::User)];
+        },
+        refusal,
+    );
+    fixture.refused(
+        |config| config.memory = Memory { hugepages: Some(HugePages::Size2M), ..mergeable },
+        refusal,
+    );
+}
+
+#[test]
 fn a_kernel_is_told_to_use_memory_that_comes_unless_the_user_tells_it() {
     let fixture = Fixture::new();
     let grown = |config: &mut Config| config.memory.max = Some(ByteSize(2 << 30));

@@ -69,6 +69,7 @@ proptest! {
                 shared,
                 hugepages: (megabytes % 2 == 0).then_some(HugePages::Size2M),
                 prealloc,
+                mergeable: false,
             },
             console: match console {
                 0 => Console::Off,

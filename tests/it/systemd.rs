@@ -31,6 +31,22 @@ while [ "$1" != --out-link ]; do shift; done
 ln -s -f -n "$(cat /opt/built)" "$2"
 "#;
 
+/// What NixOS installs a guest by, as long as its host's configuration has it: when that changes it
+/// runs again, and when it goes the guest stops.
+const INSTALL: &str = "\
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=true
+";
+
+const CONFIGURED: &str = "\
+[Unit]
+Wants=install-microvm-NAME.service
+After=install-microvm-NAME.service
+StopPropagatedFrom=install-microvm-NAME.service
+";
+
 const VOLUME_SIZE: u64 = 32 << 20;
 
 /// What a guest does when it has started. Where the host wants to hear of it, it says what a later
@@ -43,7 +59,7 @@ port=$(tr -c '\040-\176' '\n' < /sys/firmware/dmi/tables/DMI |
 said="STATUS=Version $version is up.\nREADY=1\n"
 [ -z "$emergency" ] || said='STATUS=A disk is lost.\nX_SYSTEMD_UNIT_ACTIVE=emergency.target\n'
 if [ "$children" = yes ]; then
-    sh /modules/more 2> /dev/null
+    grep -E "fuse|virtiofs" /modules/more | sh
     mkdir -p /run/data
     mount -t virtiofs data /run/data
     ifconfig eth0 up
@@ -124,7 +140,8 @@ fn with_children(version: u32) -> Value {
     })
 }
 
-/// A folder that was there before, with sockets of one that is gone.
+/// A folder that was there before, with sockets of one that is gone. Its guest is one of the host's
+/// configuration.
 fn adopt(host: &SystemdHost, name: &str) -> Result<()> {
     let folder = format!("/var/lib/microvms/{name}");
     host.run(&["mkdir", &folder])?;
@@ -132,8 +149,13 @@ fn adopt(host: &SystemdHost, name: &str) -> Result<()> {
     for socket in ["sock", "gate"] {
         UnixListener::bind(host.path(&format!("{folder}/{name}.{socket}")))?;
     }
-    host.run(&["systemd-sysusers", "--inline", &format!("u vm-{name} - \"Guest {name}\"")])
-        .map(drop)
+    host.run(&["systemd-sysusers", "--inline", &format!("u vm-{name} - \"Guest {name}\"")])?;
+    let units = host.path("/etc/systemd/system");
+    let drop_in = units.join(format!("nixvmm@{name}.service.d"));
+    fs::create_dir_all(&drop_in)?;
+    fs::write(drop_in.join("configured.conf"), CONFIGURED.replace("NAME", name))?;
+    fs::write(units.join(format!("install-microvm-{name}.service")), INSTALL)?;
+    host.run(&["systemctl", "daemon-reload"]).map(drop)
 }
 
 /// All come up at the same time, each as its own user; one is ready when it runs, the others when
@@ -187,6 +209,7 @@ fn change_one(host: &SystemdHost) -> Result<()> {
     let back = guest(host, "a")?;
     ensure!(back["booted"] == "/opt/a-1" && back["needsRestart"] == false, "{back}");
     ensure!(back["status"] == "Version 1 is up.", "{back}");
+    host.run(&["systemctl", "restart", "install-microvm-c"])?;
     ensure!(others == [process(host, "b")?, process(host, "c")?], "another guest was restarted");
     Ok(())
 }
@@ -214,13 +237,18 @@ fn crash(host: &SystemdHost) -> Result<()> {
     Ok(())
 }
 
-/// A stop lets the guests write what they have; so does a removal, which leaves that.
+/// A stop lets the guests write what they have; so does a removal, from the configuration of the
+/// host or by hand, which leaves that.
 fn end(host: &SystemdHost) -> Result<()> {
     let console = host.path("/var/lib/microvms/c/console");
     host.wait_for("word of c", || {
         Ok(fs::read_to_string(&console)?.contains("started 1").then_some(()))
     })?;
-    vm(host, &["stop", "b", "c"])?;
+    vm(host, &["stop", "b"])?;
+    host.run(&["systemctl", "stop", "install-microvm-c"])?;
+    host.wait_for("end of a guest that is no longer configured", || {
+        Ok(guest(host, "c")?["booted"].is_null().then_some(()))
+    })?;
     for name in ["b", "c"] {
         let guest = guest(host, name)?;
         ensure!(guest["state"] == "stopped" && guest["booted"].is_null(), "{guest}");

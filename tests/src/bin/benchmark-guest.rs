@@ -9,7 +9,6 @@
 use std::arch::asm;
 use std::env;
 use std::fs::{self, File, OpenOptions};
-use std::hint;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -39,10 +38,6 @@ const REQUESTS: u32 = 16_384;
 /// Bytes that go over a network in each direction, and round trips.
 const BULK: u64 = 2 << 20;
 const ROUND_TRIPS: u64 = 200;
-
-/// Memory that is touched before a network is measured, in bytes. The host clears a large page
-/// when it is touched first, at the price of a tenth of a load; which load comes to one is chance.
-const TOUCHED: usize = 96 << 20;
 
 /// The first network card.
 const CARD: &str = "eth0";
@@ -198,7 +193,6 @@ fn traffic_over<S>(stream: &S) -> io::Result<()>
 where
     for<'a> &'a S: Read + Write,
 {
-    drop(hint::black_box(vec![0x5a_u8; TOUCHED]));
     let measured = |kind: u64, count: u64, times: u64, sent, received| {
         traffic::exchange(stream, sent / 8, received / 8 + 1)?;
         mark(Stage::Begun, kind, 0);

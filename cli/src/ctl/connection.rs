@@ -1,6 +1,6 @@
 //! A connection to the control socket of a running machine.
 
-use std::io::{self, BufRead as _, BufReader, IoSlice, Write as _};
+use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -10,6 +10,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
 use vmm::control::MACHINE_INTERFACE_NAME;
+
+/// Longest reply in bytes; that of a machine with a hundred devices has a hundredth.
+const REPLY_BYTES_MAX: u64 = 4 << 20;
 
 /// Calls go out, replies come in.
 pub(crate) struct Connection {
@@ -94,11 +97,14 @@ impl Connection {
     /// The parameters of the next reply; `None` at the end.
     fn reply(&mut self) -> Result<Option<Value>> {
         let mut bytes = Vec::new();
-        match self.stream.read_until(0, &mut bytes) {
+        match (&mut self.stream).take(REPLY_BYTES_MAX).read_until(0, &mut bytes) {
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
                 return Err(error).context("no reply");
             }
             _ => {}
+        }
+        if bytes.len() as u64 == REPLY_BYTES_MAX {
+            bail!("the reply has more than {REPLY_BYTES_MAX} bytes: is this nixvmm?");
         }
         if bytes.pop() != Some(0) {
             return Ok(None);
@@ -183,5 +189,16 @@ mod test {
             let error = connection.call("GetState", &json!({})).unwrap_err();
             assert_eq!(error.to_string(), "the reply is no JSON object: is this nixvmm?");
         }
+    }
+
+    #[test]
+    fn a_reply_without_end_is_not_waited_for() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        let mut connection = Connection { stream: BufReader::new(client) };
+        let endless = std::thread::spawn(move || while server.write_all(&[b' '; 4096]).is_ok() {});
+        let error = connection.call("GetState", &json!({})).unwrap_err().to_string();
+        assert!(error.starts_with("the reply has more than"), "{error}");
+        drop(connection);
+        endless.join().unwrap();
     }
 }

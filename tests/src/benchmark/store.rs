@@ -242,6 +242,8 @@ pub fn run(
         }
     }
     if server != Server::Erofs {
+        // A guest that has unmounted it knows no file any more.
+        guest.run(&format!("{}; find /store -newer /init > /dev/null", server.mount()))?;
         let (nodes, size) = (ground.nodes, server_size(&guest)?);
         tool::progress(&format!("  memory of {name}: {size} KiB, {nodes} files"));
         let row = format!("memory of {name} that {nodes} files are known to");

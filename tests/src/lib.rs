@@ -10,6 +10,7 @@ pub mod emulated_host;
 pub mod events;
 pub mod guest;
 pub mod kernel;
+pub mod mended_emulator;
 pub mod nixos_guest;
 pub mod packages;
 pub mod program;

@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cache::Cache;
+use crate::mended_emulator;
 use crate::tool::{self, progress};
 
 /// A program the testbed runs.
@@ -138,9 +139,12 @@ pub fn emulator(cache: &Cache) -> Result<PathBuf> {
     if codename() != "bookworm" {
         return Ok(installed);
     }
-    let fetched = cache.entry("qemu", &[BACKPORTS.as_bytes(), QEMU.as_bytes()], |folder| {
+    let inputs = [BACKPORTS, QEMU, mended_emulator::SOURCE].map(str::as_bytes);
+    let fetched = cache.entry("qemu", &inputs, |folder| {
         progress(&format!("fetching QEMU from Debian {BACKPORTS}"));
         fetch_from(BACKPORTS, &QEMU_PACKAGES, folder)?;
+        mended_emulator::mend(&folder.join("usr/bin").join(Program::Qemu.name()))
+            .unwrap_or_else(|error| progress(&format!("QEMU is left as it is: {error:#}")));
         let script = folder.join("qemu");
         fs::write(&script, QEMU)?;
         fs::set_permissions(&script, Permissions::from_mode(0o755))?;

@@ -95,6 +95,8 @@ impl Launch {
         let mut launch = Self::bare(testbed);
         launch.command.arg("--kernel").arg(&testbed.bzimage);
         launch.command.arg("--initrd").arg(&testbed.nixos.initrd);
+        // On a busy machine an emulated systemd takes longer to stop than one is given by default.
+        launch.command.args(["--shutdown-timeout", &LONG_PATIENCE.as_secs().to_string()]);
         launch.patience = LONG_PATIENCE;
         launch.command_line(&testbed.nixos.command_line)
     }

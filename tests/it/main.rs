@@ -67,7 +67,7 @@ const LOST_MAX: usize = 2;
 const LONGEST: usize = 12;
 
 /// What all guest tests of an emulated host may take together.
-const LIMIT: Duration = Duration::from_secs(60 * 60);
+const LIMIT: Duration = Duration::from_secs(75 * 60);
 
 fn guest_tests() -> Vec<GuestTest> {
     [

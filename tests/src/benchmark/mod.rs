@@ -181,6 +181,13 @@ impl Figures {
         found.find(|figure| figure.vmm == vmm).map(|figure| figure.value)
     }
 
+    /// Notes why `what` was not measured, or not to its end, where it was not.
+    pub fn note_failure(&mut self, what: &str, measured: Result<()>) {
+        if let Err(error) = measured {
+            self.notes.push(format!("{what}: {error:#}"));
+        }
+    }
+
     /// Writes them to `path`.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 mod exit;
 mod happenings;
+pub mod host;
 mod kvm;
 mod loop_thread;
 mod machine;

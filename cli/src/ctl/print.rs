@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 /// A reply as it came.
-pub(super) fn json(reply: &Value) -> Result<()> {
+pub(crate) fn json(reply: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(reply)?;
     Ok(writeln!(io::stdout(), "{text}")?)
 }
@@ -152,7 +152,7 @@ fn word(value: &Value) -> String {
 }
 
 /// A size in the unit that suits it.
-pub(super) fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB")];
     let fitting = UNITS.iter().find(|(unit, _)| bytes >= *unit);
     let &(unit, name) = fitting.unwrap_or(&(1 << 10, "KiB"));
@@ -163,7 +163,8 @@ pub(super) fn size_text(bytes: u64) -> String {
     }
 }
 
-fn duration(microseconds: u64) -> String {
+/// A time in the two units that suit it.
+pub(crate) fn duration(microseconds: u64) -> String {
     let seconds = Duration::from_micros(microseconds).as_secs();
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes, seconds % 60) {

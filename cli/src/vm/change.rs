@@ -12,6 +12,7 @@ use super::name::Name;
 use super::power::{self, Power};
 use super::programs::Program;
 use super::roots;
+use super::snapshot;
 use super::units::{self, Unit};
 
 /// What a new guest is made from.
@@ -258,6 +259,7 @@ pub(super) fn destroy(state: &State, name: &Name, remove_state: bool) -> Result<
     let path = folder.path().display();
     if remove_state {
         folder::remove_folder(state, &folder)?;
+        snapshot::forget(state, name)?;
         log::info!("{name}: is gone, and {path} with it");
     } else {
         for link in [Link::Current, Link::Old, Link::New, Link::Booted] {

@@ -121,7 +121,7 @@ pub(super) fn run(state: &State, name: &Name) -> Result<()> {
 }
 
 /// Where the guest is controlled: what its runner says, or where upstream's option has it.
-fn control_socket(folder: &Folder) -> Result<PathBuf> {
+pub(super) fn control_socket(folder: &Folder) -> Result<PathBuf> {
     let name = folder.name();
     let machine: Value = note(folder, "machine.json")
         .and_then(|text| serde_json::from_str(&text).ok())

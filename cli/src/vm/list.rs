@@ -187,7 +187,7 @@ fn is_outdated(folder: &Folder, current: Option<&PathBuf>) -> Option<bool> {
     }
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     Ok(writeln!(io::stdout(), "{text}")?)
 }

@@ -13,6 +13,7 @@ mod name;
 mod power;
 mod programs;
 mod roots;
+mod snapshot;
 mod units;
 mod vsock;
 
@@ -28,6 +29,7 @@ use self::flake::Flake;
 use self::folder::State;
 use self::name::Name;
 use self::power::Power;
+use self::snapshot::Tag;
 use crate::ctl::Verb as Control;
 
 pub(crate) use self::microvm::Microvm;
@@ -181,6 +183,41 @@ enum Verb {
         #[arg(long, value_name = "SIZE", conflicts_with = "disk")]
         memory: Option<ByteSize>,
     },
+    /// Copies a guest's images, those that its machine writes to and that are in its folder.
+    ///
+    /// A guest that runs is paused for that moment, and its file systems are in the copy as after
+    /// a power cut: everything that the guest knows to be written is there, and what it has asked
+    /// for and not heard of may be. Copies share extents with the originals where the file system
+    /// can do that (btrfs, xfs); elsewhere the guest is paused for as long as it takes to copy what
+    /// is in the images.
+    /// All of a snapshot appears, or nothing. It is no snapshot of memory.
+    Snapshot {
+        /// The guest.
+        name: Name,
+        /// What the snapshot is called [default: the next number].
+        tag: Option<Tag>,
+    },
+    /// Gives a stopped guest the images of a snapshot; what it had becomes a snapshot itself.
+    Restore {
+        /// The guest.
+        name: Name,
+        /// The snapshot.
+        tag: Tag,
+        /// Keeps nothing of what is replaced.
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Lists the snapshots of a guest, or removes some.
+    Snapshots {
+        /// The guest.
+        name: Name,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+        /// Removes this one; can be given more than once.
+        #[arg(long, value_name = "TAG", conflicts_with = "json")]
+        remove: Vec<Tag>,
+    },
     /// Does to a running guest what `nixvmm ctl` does.
     Ctl {
         /// The guest.
@@ -236,6 +273,12 @@ impl Verb {
                 };
                 guest::control(state, &name, &verb, false)
             }
+            Self::Snapshot { name, tag } => snapshot::take(state, &name, tag),
+            Self::Restore { name, tag, discard } => snapshot::restore(state, &name, &tag, discard),
+            Self::Snapshots { name, json, remove } if remove.is_empty() => {
+                snapshot::list(state, &name, json)
+            }
+            Self::Snapshots { name, remove, .. } => snapshot::remove(state, &name, &remove),
             Self::Ctl { name, json, verb } => guest::control(state, &name, &verb, json),
             Self::Run { name } => guest::run(state, &name),
         };

@@ -4,3 +4,4 @@
 mod changes;
 mod host;
 mod running;
+mod snapshots;

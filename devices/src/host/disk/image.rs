@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, OFlags, SeekFrom, StatxFlags};
 
 mod content;
 mod exchange;
-mod lock;
+pub mod lock;
 #[cfg(test)]
 mod test;
 

@@ -8,7 +8,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 ///
 /// The lock belongs to the open file and not to the process: it goes when the file is closed, and
 /// it keeps out a second opening by the same process too.
-pub(super) fn try_lock(file: BorrowedFd<'_>, shared: bool) -> io::Result<bool> {
+///
+/// # Errors
+///
+/// What the kernel says, such as that the file system has no locks.
+pub fn try_lock(file: BorrowedFd<'_>, shared: bool) -> io::Result<bool> {
     let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
     let request = libc::flock {
         l_type: i16::try_from(kind).map_err(io::Error::other)?,

@@ -153,9 +153,11 @@ fn boot_guests(arguments: &Arguments, count: usize) -> Result<ExitCode> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let hosts = count.min(processors).min(HOSTS_MAX);
     progress(&format!("KVM is not usable here: booting emulated hosts for guest tests: {hosts}"));
+    let tests = u32::try_from(count).unwrap_or(u32::MAX);
+    let limit = LIMIT.saturating_add(bulk::longer().saturating_mul(tests));
     let part = |index: usize| {
         let environment = vec![(PART, format!("{index}/{hosts}"))];
-        testbed.run_again(&cache, &words, environment, false, LIMIT)
+        testbed.run_again(&cache, &words, environment, false, limit)
     };
     thread::scope(|scope| {
         let parts: Vec<_> = (0..hosts).map(|index| scope.spawn(move || part(index))).collect();

@@ -29,9 +29,10 @@ fn four_queues(testbed: &Testbed) -> Result<()> {
     tap.set(&["mtu", "9000"])?;
     let folder = tempfile::tempdir()?;
     let control = folder.path().join("control").display().to_string();
-    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+    let mut guest = bulk::launch(testbed)
         .arguments(["--cpus", "4", "--net", "tap=nvt4,vhost=off", "--control", &control])
         .boot()?;
+    bulk::install(&mut guest)?;
     set_up(&mut guest, "eth0", 90)?;
     let facts = "cat /sys/class/net/eth0/mtu; ls -d /sys/class/net/eth0/queues/*x-* | wc -l; \
                  cut -c 2 /sys/class/net/eth0/address";
@@ -88,10 +89,11 @@ fn eight_queues(testbed: &Testbed) -> Result<()> {
         }
         exec("PROGRAM", @ARGV) or die "exec: $!";"#;
     let (_folder, testbed) = started_by(testbed, opener)?;
-    let mut guest = Launch::tiny(&testbed, &testbed.bzimage)
+    let mut guest = bulk::launch(&testbed)
         .arguments(["--cpus", "2", "--transport", "mmio", "--sandbox", "on"])
         .arguments(["--net", "fd=20:21:22:23:24:25:26:27,vhost=off,mac=52:54:00:12:34:56"])
         .boot()?;
+    bulk::install(&mut guest)?;
     set_up(&mut guest, "eth0", 91)?;
     let facts = "cat /sys/class/net/eth0/address; ls -d /sys/class/net/eth0/queues/rx-* | wc -l";
     let facts = guest.run(facts)?;
@@ -117,15 +119,16 @@ fn macvtap_and_one_queue(testbed: &Testbed) -> Result<()> {
     let opener =
         format!("#!/bin/sh\nexec 3<>/dev/tap{0} 4<>/dev/tap{0}\nexec PROGRAM \"$@\"", index.trim());
     let (_folder, testbed) = started_by(testbed, &opener)?;
-    let mut guest = Launch::tiny(&testbed, &testbed.bzimage)
+    let mut guest = bulk::launch(&testbed)
         .arguments(["--cpus", "3", "--net", "type=macvtap,fd=3:4,vhost=off"])
         .arguments(["--net", "tap=nvt1,mtu=1400,vhost=off"])
         .boot()?;
+    bulk::install(&mut guest)?;
     let address = guest.run("cat /sys/class/net/eth0/address")?;
     let expected = fs::read_to_string("/sys/class/net/nvfar/address")?;
     ensure!(address == expected, "the guest has {address}, the macvtap {expected}");
     set_up(&mut guest, "eth0", 93)?;
-    carries_everything(&mut guest, 93, MEBIBYTE)?;
+    carries_everything(&mut guest, 93, bulk::wanted().unwrap_or(MEBIBYTE))?;
 
     let mtus =
         [fs::read_to_string("/sys/class/net/nvt1/mtu")?, guest.run("cat /sys/class/net/eth1/mtu")?];
@@ -147,7 +150,7 @@ fn refusals(testbed: &Testbed) -> Result<()> {
 }
 
 /// Pings and connections of IPv4 and IPv6, both ways and several at once, with every byte checked.
-fn carries_everything(guest: &mut Guest, network: u8, bytes: usize) -> Result<()> {
+fn carries_everything(guest: &mut Guest, network: u8, bytes: u64) -> Result<()> {
     let (four, six) = (format!("10.{network}.0.1"), format!("fd{network}::1"));
     guest.run(&format!("ping -c 1 {four} && ping -c 1 {six}"))?;
     for (address, bytes) in [(&four, bytes), (&six, bytes / 4)] {

@@ -418,7 +418,7 @@ fn add_volume(testbed: &Testbed, host: &SystemdHost, name: &str) -> Result<()> {
     let content = tempfile::tempdir()?;
     fs::write(content.path().join("start"), START)?;
     fs::write(content.path().join("stop"), STOP)?;
-    fs::copy(&testbed.vsock_program, content.path().join("vsock"))?;
+    fs::copy(&testbed.stream_end, content.path().join("vsock"))?;
     let volume = volume(host, name);
     File::create(&volume)?.set_len(VOLUME_SIZE)?;
     let options = ["-q", "-F", "-t", "ext4", "-d"].map(Path::new);

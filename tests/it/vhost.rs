@@ -43,7 +43,7 @@ fn passt_serves(testbed: &Testbed) -> Result<()> {
     let port = 2222;
     let folder = tempfile::tempdir()?;
     let control = folder.path().join("control");
-    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+    let mut guest = bulk::launch(testbed)
         .environment("PATH", path_with_passt(testbed)?)
         .arguments(["--net", "type=user"])
         .arguments(["--forward", &format!("tcp:127.0.0.1:{port}:22")])
@@ -54,6 +54,7 @@ fn passt_serves(testbed: &Testbed) -> Result<()> {
     from_guest_to_the_host(&mut guest, &gateway)?;
     from_host_into_guest(&mut guest, (Ipv4Addr::LOCALHOST, port))?;
     if let Some(bytes) = bulk::wanted() {
+        bulk::install(&mut guest)?;
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         bulk::sends(&mut guest, &gateway, &listener, bytes)?;
     }
@@ -93,7 +94,7 @@ fn comes_back(testbed: &Testbed) -> Result<()> {
 
 fn kernel_moves(testbed: &Testbed, transport: &str, processors: u32) -> Result<()> {
     let _tap = Tap::add()?;
-    let mut guest = Launch::tiny(testbed, &testbed.bzimage)
+    let mut guest = bulk::launch(testbed)
         .arguments(["--cpus", &processors.to_string(), "--transport", transport])
         .arguments(["--net", &format!("tap={TAP},vhost=on")])
         .boot()?;
@@ -178,7 +179,8 @@ fn from_guest_to_the_host(guest: &mut Guest, gateway: &str) -> Result<()> {
 }
 
 /// Connections that the guest begins, several at once, with every byte checked.
-fn carries_much(guest: &mut Guest, address: &str, bytes: usize) -> Result<()> {
+fn carries_much(guest: &mut Guest, address: &str, bytes: u64) -> Result<()> {
+    bulk::install(guest)?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     bulk::sends(guest, address, &listener, bytes)?;
     bulk::receives(guest, address, &listener, bytes)

@@ -1,24 +1,25 @@
 //! Do programs of host and guest reach each other? Through unix sockets of the host, and through
 //! the host's kernel, with every byte compared; and so do a guest's messages the service manager.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tests::guest::{Guest, Launch, PATIENCE};
+use tests::guest::{Guest, PATIENCE};
+use tests::pattern;
 use tests::service_manager::ServiceManager;
 use tests::testbed::Testbed;
 
 use crate::GuestTest;
-use crate::bulk;
+use crate::bulk::{self, STREAM_END};
 
 pub(crate) const TESTS: &[GuestTest] = &[
     ("vsock::unix_sockets_carry_bytes_and_the_guests_readiness", unix),
@@ -45,7 +46,7 @@ fn unix(testbed: &Testbed) -> Result<()> {
     fs::write(&secret, SECRET)?;
     let manager = ServiceManager::new(folder.path())?;
     let mut guest = manager
-        .starts(with_client(testbed, folder.path())?)
+        .starts(bulk::launch(testbed))
         .environment("WATCHDOG_USEC", "2000000")
         .arguments(["--vsock", &format!("socket={}", gate.display()), "--ready", "booted"])
         .arguments(["--credential", &format!("secret=@{}", secret.display())])
@@ -97,20 +98,23 @@ fn say(guest: &mut Guest, message: &str) -> Result<()> {
 /// The command that sends a message to the address in the credential.
 fn saying(message: &str) -> String {
     let port = r"sed -n 's/^io.systemd.credential:vmm.notify_socket=vsock-stream:2://p'";
-    format!("printf '{message}' | /run/vsock connect 2 $({STRINGS} | {port})")
+    format!("printf '{message}' | {STREAM_END} connect 2 $({STRINGS} | {port})")
 }
 
 /// Much data goes to an echo in the guest and comes back, whole, at the same time; the half that is
 /// closed first does not end the other.
 fn echo(gate: &Path) -> Result<()> {
+    let start = Instant::now();
     let mut connection = connect(gate, 7)?;
     let mut sender = connection.try_clone()?;
     let sending = thread::spawn(move || {
-        bulk::write(&mut sender, bulk::amount())?;
-        Ok(sender.shutdown(Shutdown::Write)?)
+        pattern::write(&mut sender, bulk::amount())?;
+        sender.shutdown(Shutdown::Write)
     });
-    bulk::check(&mut connection, bulk::amount())?;
-    sending.join().ok().context("sending panicked")?
+    pattern::check(&mut connection, bulk::amount())?;
+    sending.join().ok().context("sending panicked")??;
+    bulk::report("to the guest and back through unix sockets", bulk::amount(), start);
+    Ok(())
 }
 
 fn many(gate: &Path) -> Result<()> {
@@ -138,21 +142,21 @@ fn guest_initiated(guest: &mut Guest, gate: &Path) -> Result<()> {
         connection.write_all(&data)
     });
     guest.run("head -c 8000000 /dev/urandom > /run/data")?;
-    guest.run("/run/vsock connect 2 5000 < /run/data > /run/back && cmp /run/data /run/back")?;
+    let connect = format!("{STREAM_END} connect 2");
+    guest.run(&format!("{connect} 5000 < /run/data > /run/back && cmp /run/data /run/back"))?;
     echo.join().ok().context("the echo panicked")??;
-    let (status, _) = guest.attempt("/run/vsock connect 2 5001 < /dev/null")?;
+    let (status, _) = guest.attempt(&format!("{connect} 5001 < /dev/null"))?;
     ensure!(status != 0, "a port of the host that nobody serves was reached");
     Ok(())
 }
 
 fn kernel(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let launch = with_client(testbed, folder.path())?;
     let manager = ServiceManager::new(folder.path())?;
     let machined = folder.path().join("machined");
     let registry = UnixListener::bind(&machined)?;
     let mut guest = manager
-        .starts(launch)
+        .starts(bulk::launch(testbed))
         .arguments(["--vsock", "auto", "--transport", "mmio", "--ready", "booted"])
         .arguments(["--machined", &format!("web,socket={}", machined.display())])
         .boot()?;
@@ -161,15 +165,14 @@ fn kernel(testbed: &Testbed) -> Result<()> {
 
     registration(&registry, &cid, guest.process_id()).map_err(|error| guest.explain(error))?;
 
-    let mut other = with_client(testbed, folder.path())?
-        .arguments(["--vsock", &format!("cid={cid}")])
-        .start()?;
+    let mut other = bulk::launch(testbed).arguments(["--vsock", &format!("cid={cid}")]).start()?;
     other.errors().wait_for("another guest has it", PATIENCE)?;
     other.expect_status(1)?;
 
     serve(&mut guest)?;
     echo_through_kernel(testbed, &cid)?;
     // What ssh says first, and a server that speaks before its client does.
+    offer(&mut guest, 22, r"printf 'SSH-2.0-server\r\n'; cat")?;
     let banner = through_kernel(testbed, &cid, "22", b"SSH-2.0-client\r\n")?;
     ensure!(banner.stdout == b"SSH-2.0-server\r\nSSH-2.0-client\r\n", "{banner:?}");
     let nobody = through_kernel(testbed, &cid, "1234", b"")?;
@@ -221,19 +224,21 @@ fn emergency(guest: &mut Guest, manager: &ServiceManager) -> Result<()> {
 
 /// The same as [`echo`] by the guest's context id.
 fn echo_through_kernel(testbed: &Testbed, cid: &str) -> Result<()> {
+    let start = Instant::now();
     let mut client = client(testbed, cid, "7")?;
     let mut input = client.stdin.take().context("no standard input")?;
-    let sending = thread::spawn(move || bulk::write(&mut input, bulk::amount()));
+    let sending = thread::spawn(move || pattern::write(&mut input, bulk::amount()));
     let mut output = client.stdout.take().context("no standard output")?;
-    bulk::check(&mut output, bulk::amount())?;
+    pattern::check(&mut output, bulk::amount())?;
     sending.join().ok().context("sending panicked")??;
     ensure!(client.wait()?.success(), "the client failed");
+    bulk::report("to the guest and back through the kernel", bulk::amount(), start);
     Ok(())
 }
 
 /// A program that sends what it is told to a port of the guest, and tells what comes back.
 fn client(testbed: &Testbed, cid: &str, port: &str) -> Result<Child> {
-    let mut command = Command::new(&testbed.vsock_program);
+    let mut command = Command::new(&testbed.stream_end);
     command.args(["connect", cid, port]).stdin(Stdio::piped()).stdout(Stdio::piped());
     command.spawn().context("the client cannot be started")
 }
@@ -250,23 +255,16 @@ fn through_kernel(testbed: &Testbed, cid: &str, port: &str, data: &[u8]) -> Resu
     Ok(output)
 }
 
-/// The tiny guest with a disk that is the client.
-fn with_client(testbed: &Testbed, folder: &Path) -> Result<Launch> {
-    let disk = folder.join("program");
-    fs::copy(&testbed.vsock_program, &disk)?;
-    let file = File::options().write(true).open(&disk)?;
-    file.set_len(file.metadata()?.len().next_multiple_of(4096))?;
-    let disk = format!("path={},readonly", disk.display());
-    Ok(Launch::tiny(testbed, &testbed.bzimage).arguments(["--disk", &disk]))
+/// Starts an echo on port 7 of the guest.
+fn serve(guest: &mut Guest) -> Result<()> {
+    bulk::install(guest)?;
+    offer(guest, 7, "cat")
 }
 
-/// Starts an echo on port 7 of the guest, and what looks like a secure shell on port 22.
-fn serve(guest: &mut Guest) -> Result<()> {
-    guest.run("dd if=/dev/vda of=/run/vsock bs=64k && chmod +x /run/vsock")?;
-    for (port, command) in [(7, "cat"), (22, r"printf 'SSH-2.0-server\r\n'; cat")] {
-        guest.run(&format!("/run/vsock serve {port} \"{command}\" > /dev/null 2>&1 &"))?;
-    }
-    // Both listen when they can be reached from inside.
+/// Runs a command of the guest for whoever connects to `port`.
+fn offer(guest: &mut Guest, port: u32, command: &str) -> Result<()> {
+    guest.run(&format!("{STREAM_END} serve {port} \"{command}\" > /dev/null 2>&1 &"))?;
+    // It listens when it can be reached from inside.
     guest.run("sleep 1").map(drop)
 }
 

@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod mended_emulator;
 pub mod nixos_guest;
 pub mod packages;
+pub mod pattern;
 pub mod program;
 pub mod service_manager;
 pub mod systemd_host;

@@ -1,10 +1,12 @@
 //! What does a test boot? Everything that is fetched or built, as paths: made once before the first
 //! guest, and handed as a file to the process that runs the tests in the emulated host.
 
+use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use std::{env, fs};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -19,13 +21,16 @@ use crate::{program, tiny_guest, tool};
 /// Names the file with the prepared testbed, for a process in the emulated host.
 pub const PREPARED: &str = "NIXVMM_TESTBED_PREPARED";
 
+/// Bytes of the largest block of a disk.
+const BLOCK: usize = 4096;
+
 /// All that guests are made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Testbed {
     /// The built `nixvmm`.
     pub program: PathBuf,
-    /// Either end of a vsock connection.
-    pub vsock_program: PathBuf,
+    /// Either end of a connection, of as many bytes as a disk may have.
+    pub stream_end: PathBuf,
     /// A load on the files of a folder.
     pub file_load: PathBuf,
     /// Debian's kernel as it is shipped.
@@ -51,7 +56,7 @@ impl Testbed {
         packages::require(&[Program::MakeExt4, Program::Ip, Program::Virtiofsd])?;
         let kernel = Kernel::fetch(cache)?;
         let program = program::build()?;
-        let vsock_program = program::build_static("tests", "vsock-guest", "test-guest")?;
+        let stream_end = as_disk(cache, "stream-end")?;
         let file_load = program::build_static("tests", "file-load", "test-guest")?;
         let vmlinux = cache.root().join(format!("vmlinux-{}", kernel.release));
         let unpack = [Path::new("unpack-kernel"), &kernel.image, &vmlinux];
@@ -63,17 +68,7 @@ impl Testbed {
         let passt = packages::passt(cache)?;
         let virtiofsd = packages::virtiofsd(cache)?;
         let bzimage = kernel.image;
-        Ok(Self {
-            program,
-            vsock_program,
-            file_load,
-            bzimage,
-            vmlinux,
-            tiny,
-            nixos,
-            passt,
-            virtiofsd,
-        })
+        Ok(Self { program, stream_end, file_load, bzimage, vmlinux, tiny, nixos, passt, virtiofsd })
     }
 
     /// Runs this program again in an emulated host, with `arguments`, and returns its exit status.
@@ -119,4 +114,17 @@ impl Testbed {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         Ok(serde_json::from_str(&text)?)
     }
+}
+
+/// Builds a program for guests, which may have it as a disk: its length is a multiple of every block
+/// size.
+fn as_disk(cache: &Cache, name: &str) -> Result<PathBuf> {
+    let mut content = fs::read(program::build_static("tests", name, "test-guest")?)?;
+    content.resize(content.len().next_multiple_of(BLOCK), 0);
+    let folder = cache.entry(name, &[&content], |folder| {
+        let path = folder.join(name);
+        fs::write(&path, &content)?;
+        Ok(fs::set_permissions(path, Permissions::from_mode(0o755))?)
+    })?;
+    Ok(folder.join(name))
 }

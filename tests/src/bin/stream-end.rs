@@ -1,25 +1,38 @@
-//! Programs at either end of a vsock connection, for guests and hosts that have no other:
+//! Either end of a connection, for guests and hosts that have no other program for it.
 //!
+//! Of vsock:
 //! - `serve PORT COMMAND` runs a shell command for each connection, with it as standard streams;
 //! - `connect CID PORT` sends standard input and prints what comes back.
+//!
+//! Of TCP:
+//! - `send ADDRESS PORT BYTES` sends so much of a pattern;
+//! - `receive ADDRESS PORT BYTES` expects it.
 
 use std::env;
+use std::fmt::Display;
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, ExitCode};
+use std::str::FromStr;
 use std::thread;
 
+use tests::pattern;
 use tests::vsock::{self, Listener};
 
 fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
-        ["serve", port, command] => serve(port, command),
-        ["connect", cid, port] => connect(cid, port),
-        _ => Err(io::Error::other("give `serve PORT COMMAND` or `connect CID PORT`")),
-    };
+    let outcome =
+        match words.as_slice() {
+            ["serve", port, command] => serve(port, command),
+            ["connect", cid, port] => connect(cid, port),
+            ["send", address, port, bytes] => tcp(address, port)
+                .and_then(|mut stream| pattern::write(&mut stream, parsed(bytes)?)),
+            ["receive", address, port, bytes] => tcp(address, port)
+                .and_then(|mut stream| pattern::check(&mut stream, parsed(bytes)?)),
+            _ => Err(io::Error::other("give serve, connect, send or receive, and what they take")),
+        };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -30,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(port: &str, command: &str) -> io::Result<()> {
-    let listener = Listener::bind(number(port)?)?;
+    let listener = Listener::bind(parsed(port)?)?;
     loop {
         let connection = OwnedFd::from(listener.accept()?);
         let mut child = Command::new("sh")
@@ -43,7 +56,7 @@ fn serve(port: &str, command: &str) -> io::Result<()> {
 }
 
 fn connect(cid: &str, port: &str) -> io::Result<()> {
-    let mut connection = vsock::connect(number(cid)?, number(port)?)?;
+    let mut connection = vsock::connect(parsed(cid)?, parsed(port)?)?;
     let mut sender = connection.try_clone()?;
     let sending = thread::spawn(move || {
         io::copy(&mut io::stdin(), &mut sender)?;
@@ -53,6 +66,10 @@ fn connect(cid: &str, port: &str) -> io::Result<()> {
     sending.join().map_err(|_| io::Error::other("sending panicked"))?
 }
 
-fn number(text: &str) -> io::Result<u32> {
+fn tcp(address: &str, port: &str) -> io::Result<TcpStream> {
+    TcpStream::connect((parsed::<IpAddr>(address)?, parsed(port)?))
+}
+
+fn parsed<T: FromStr<Err: Display>>(text: &str) -> io::Result<T> {
     text.parse().map_err(|error| io::Error::other(format!("{text}: {error}")))
 }

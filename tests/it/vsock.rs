@@ -14,9 +14,12 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::guest::{Guest, PATIENCE};
+use tests::packages::Program;
 use tests::pattern;
 use tests::service_manager::ServiceManager;
+use tests::ssh_server;
 use tests::testbed::Testbed;
+use tests::tool;
 
 use crate::GuestTest;
 use crate::bulk::{self, STREAM_END};
@@ -35,6 +38,9 @@ const STRINGS: &str = r"tr -c '\040-\176' '\n' < /sys/firmware/dmi/tables/DMI";
 
 /// What a message may take to the service manager.
 const HEARD: Duration = Duration::from_secs(60);
+
+/// Bytes that a command in the guest reads.
+const TYPED: u64 = 100_000;
 
 /// Connections that are open at the same time.
 const MANY: usize = 60;
@@ -157,6 +163,7 @@ fn kernel(testbed: &Testbed) -> Result<()> {
     let registry = UnixListener::bind(&machined)?;
     let mut guest = manager
         .starts(bulk::launch(testbed))
+        .arguments(["--disk", &format!("path={},readonly", testbed.ssh_server.display())])
         .arguments(["--vsock", "auto", "--transport", "mmio", "--ready", "booted"])
         .arguments(["--machined", &format!("web,socket={}", machined.display())])
         .boot()?;
@@ -171,10 +178,7 @@ fn kernel(testbed: &Testbed) -> Result<()> {
 
     serve(&mut guest)?;
     echo_through_kernel(testbed, &cid)?;
-    // What ssh says first, and a server that speaks before its client does.
-    offer(&mut guest, 22, r"printf 'SSH-2.0-server\r\n'; cat")?;
-    let banner = through_kernel(testbed, &cid, "22", b"SSH-2.0-client\r\n")?;
-    ensure!(banner.stdout == b"SSH-2.0-server\r\nSSH-2.0-client\r\n", "{banner:?}");
+    secure_shell(&mut guest, testbed, &cid)?;
     let nobody = through_kernel(testbed, &cid, "1234", b"")?;
     ensure!(!nobody.status.success(), "a port that nobody serves was reached");
     emergency(&mut guest, &manager)
@@ -266,6 +270,34 @@ fn offer(guest: &mut Guest, port: u32, command: &str) -> Result<()> {
     guest.run(&format!("{STREAM_END} serve {port} \"{command}\" > /dev/null 2>&1 &"))?;
     // It listens when it can be reached from inside.
     guest.run("sleep 1").map(drop)
+}
+
+/// `ssh` logs in to the guest through systemd's proxy, which hands it the connection.
+fn secure_shell(guest: &mut Guest, testbed: &Testbed, cid: &str) -> Result<()> {
+    guest.run(ssh_server::START)?;
+    offer(guest, 22, "nc 127.0.0.1 22")?;
+    let proxy = format!("ProxyCommand={} %h %p", testbed.ssh_proxy.display());
+    let options = [
+        &proxy,
+        "ProxyUseFdpass=yes",
+        "CheckHostIP=no",
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "BatchMode=yes",
+        "LogLevel=ERROR",
+    ];
+    let mut command = tool::command(Program::SecureShell.name());
+    command.args(["-F", "none"]).args(options.into_iter().flat_map(|option| ["-o", option]));
+    command.args([&format!("root@vsock/{cid}"), "cat /proc/sys/kernel/osrelease; wc -c"]);
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = client.stdin.take().context("no standard input")?;
+    let typing = thread::spawn(move || pattern::write(&mut input, TYPED));
+    let output = client.wait_with_output()?;
+    typing.join().ok().context("typing panicked")??;
+    let release = guest.run("cat /proc/sys/kernel/osrelease")?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(said == format!("{release}{TYPED}\n"), "ssh: {}: {said:?}", output.status);
+    Ok(())
 }
 
 /// Asks for a port of the guest.

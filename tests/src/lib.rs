@@ -16,6 +16,7 @@ pub mod packages;
 pub mod pattern;
 pub mod program;
 pub mod service_manager;
+pub mod ssh_server;
 pub mod systemd_host;
 pub mod terminal;
 pub mod testbed;

@@ -30,6 +30,8 @@ pub enum Program {
     MakeExt4,
     /// Makes network interfaces.
     Ip,
+    /// Logs in to guests.
+    SecureShell,
 }
 
 impl Program {
@@ -43,6 +45,7 @@ impl Program {
             Self::MakeSquashfs => "mksquashfs",
             Self::MakeExt4 => "mke2fs",
             Self::Ip => "ip",
+            Self::SecureShell => "ssh",
         }
     }
 
@@ -57,6 +60,7 @@ impl Program {
             Self::MakeSquashfs => "squashfs-tools",
             Self::MakeExt4 => "e2fsprogs",
             Self::Ip => "iproute2",
+            Self::SecureShell => "openssh-client",
         }
     }
 }
@@ -181,6 +185,15 @@ pub fn virtiofsd(cache: &Cache) -> Result<PathBuf> {
     with_its_libraries(cache, "usr/libexec/virtiofsd", &packages)
 }
 
+/// A folder with systemd's proxy for `ssh`, which bookworm's has not got, and with a server for the
+/// guest and all libraries of both.
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn secure_shell(cache: &Cache) -> Result<PathBuf> {
+    with_its_libraries(cache, "usr/lib/systemd/systemd-ssh-proxy", &SECURE_SHELL_PACKAGES)
+}
+
 /// A folder with a script of the name of `program`, which the first of `packages` has, and with all
 /// of them. On bookworm they are those of the next release.
 fn with_its_libraries(cache: &Cache, program: &str, packages: &[&str]) -> Result<PathBuf> {
@@ -217,12 +230,40 @@ exec \"$usr/bin/qemu-system-x86_64\" -L \"$usr/share/qemu\" -L \"$usr/share/seab
 /// The release that has a passt with vhost-user, and a virtiofsd of its own.
 const NEXT_RELEASE: &str = "trixie";
 
+/// What belongs to systemd's proxy for `ssh`, and to the smallest server.
+const SECURE_SHELL_PACKAGES: [&str; 21] = [
+    "systemd",
+    "libsystemd-shared",
+    "libacl1",
+    "libaudit1",
+    "libblkid1",
+    "libc6",
+    "libcap-ng0",
+    "libcap2",
+    "libcrypt1",
+    "libmount1",
+    "libpam0g",
+    "libpcre2-8-0",
+    "libseccomp2",
+    "libselinux1",
+    "libssl3t64",
+    "libzstd1",
+    "zlib1g",
+    "dropbear-bin",
+    "libgmp10",
+    "libtomcrypt1",
+    "libtommath1",
+];
+
+/// Where Debian has libraries.
+pub const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
 /// Runs a program with its own loader and libraries.
 const WITH_LIBRARIES: &str = "\
 #!/bin/sh
 root=${0%/*}
 libraries=$root/usr/lib/x86_64-linux-gnu
-set -- --library-path \"$libraries\" \"$root/PROGRAM\" \"$@\"
+set -- --library-path \"$libraries:$libraries/systemd\" \"$root/PROGRAM\" \"$@\"
 exec \"$libraries/ld-linux-x86-64.so.2\" \"$@\"
 ";
 

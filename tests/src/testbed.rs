@@ -16,10 +16,14 @@ use crate::emulated_host::{EmulatedHost, Job};
 use crate::kernel::Kernel;
 use crate::nixos_guest::NixosGuest;
 use crate::packages::{self, Program};
-use crate::{program, tiny_guest, tool};
+use crate::{program, ssh_server, tiny_guest, tool};
 
 /// Names the file with the prepared testbed, for a process in the emulated host.
 pub const PREPARED: &str = "NIXVMM_TESTBED_PREPARED";
+
+/// What tests run in the host.
+const NEEDED: [Program; 4] =
+    [Program::MakeExt4, Program::Ip, Program::Virtiofsd, Program::SecureShell];
 
 /// Bytes of the largest block of a disk.
 const BLOCK: usize = 4096;
@@ -45,6 +49,10 @@ pub struct Testbed {
     pub passt: PathBuf,
     /// A folder with a `virtiofsd` that needs no root.
     pub virtiofsd: PathBuf,
+    /// Systemd's proxy for `ssh`.
+    pub ssh_proxy: PathBuf,
+    /// A disk with what `ssh` reaches in a guest.
+    pub ssh_server: PathBuf,
 }
 
 impl Testbed {
@@ -53,7 +61,7 @@ impl Testbed {
     /// # Errors
     /// What could not be fetched, installed or built.
     pub fn prepare(cache: &Cache) -> Result<Self> {
-        packages::require(&[Program::MakeExt4, Program::Ip, Program::Virtiofsd])?;
+        packages::require(&NEEDED)?;
         let kernel = Kernel::fetch(cache)?;
         let program = program::build()?;
         let stream_end = as_disk(cache, "stream-end")?;
@@ -67,8 +75,23 @@ impl Testbed {
         let nixos = NixosGuest::prepare(cache, &kernel)?;
         let passt = packages::passt(cache)?;
         let virtiofsd = packages::virtiofsd(cache)?;
+        let secure_shell = packages::secure_shell(cache)?;
+        let ssh_server = ssh_server::disk(cache, &secure_shell)?;
+        let ssh_proxy = secure_shell.join("systemd-ssh-proxy");
         let bzimage = kernel.image;
-        Ok(Self { program, stream_end, file_load, bzimage, vmlinux, tiny, nixos, passt, virtiofsd })
+        Ok(Self {
+            program,
+            stream_end,
+            file_load,
+            bzimage,
+            vmlinux,
+            tiny,
+            nixos,
+            passt,
+            virtiofsd,
+            ssh_proxy,
+            ssh_server,
+        })
     }
 
     /// Runs this program again in an emulated host, with `arguments`, and returns its exit status.

@@ -50,7 +50,7 @@ fn asked_for() -> Option<u64> {
     mebibytes.checked_mul(MEBIBYTE)
 }
 
-/// The tiny guest with a disk that is the program of [`STREAM_END`], and the time for what is asked.
+/// The tiny guest with a disk that is the program of [`STREAM_END`], and time for what is asked.
 pub(crate) fn launch(testbed: &Testbed) -> Launch {
     Launch::tiny(testbed, &testbed.bzimage)
         .arguments(["--disk", &format!("path={},readonly", testbed.stream_end.display())])

@@ -1,5 +1,5 @@
-//! Did what was sent arrive? Bytes in which whatever is lost, repeated or moved shows, and which cost
-//! neither end more than a copy: a gibibyte of them is affordable in an emulated guest.
+//! Did what was sent arrive? Bytes in which whatever is lost, repeated or moved shows, and which
+//! cost neither end more than a copy: a gibibyte of them is affordable in an emulated guest.
 
 use std::io::{self, Read, Write};
 

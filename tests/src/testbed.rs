@@ -139,8 +139,8 @@ impl Testbed {
     }
 }
 
-/// Builds a program for guests, which may have it as a disk: its length is a multiple of every block
-/// size.
+/// Builds a program for guests, which may have it as a disk: its length is a multiple of every
+/// block size.
 fn as_disk(cache: &Cache, name: &str) -> Result<PathBuf> {
     let mut content = fs::read(program::build_static("tests", name, "test-guest")?)?;
     content.resize(content.len().next_multiple_of(BLOCK), 0);

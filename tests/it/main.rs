@@ -130,6 +130,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let any_host = host_trials().iter().any(|trial| is_wanted(arguments, trial.name()));
     let mut failed = false;
     if any_host || wanted_guests == 0 {
+        nix::say_what_is_ignored();
         failed = libtest_mimic::run(arguments, host_trials()).has_failed();
     }
     let mut ended = ExitCode::SUCCESS;

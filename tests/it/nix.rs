@@ -1,13 +1,14 @@
 //! The Nix files: do they parse, are they formatted, and do they evaluate to what they shall?
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
+use tests::cache::Cache;
+use tests::packages::{self, Program};
 use tests::program;
 
 use crate::{HostTest, host_trial};
@@ -17,6 +18,9 @@ const LIBRARY: &str = "NIXPKGS_LIB";
 
 /// Names a tree of microvm.nix, beside whose modules ours are evaluated too.
 const UPSTREAM: &str = "MICROVM_NIX";
+
+/// Finds names that nobody uses, of crates.io.
+const DEADNIX: &str = "1.3.1";
 
 /// Set to anything, it has files formatted that are otherwise complained of.
 const WRITE: &str = "NIXVMM_FORMAT_NIX";
@@ -36,15 +40,31 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("nix::every_file_parses", parse),
         ("nix::every_file_is_formatted_as_nixfmt_wants", format),
         ("nix::every_name_is_used", lint),
-        ("nix::modules_evaluate_to_what_is_expected_and_nixvmm_takes_their_machines", evaluate),
     ];
-    checks.iter().map(host_trial).collect()
+    let evaluated: &[HostTest] =
+        &[("nix::modules_evaluate_to_what_is_expected_and_nixvmm_takes_their_machines", evaluate)];
+    checks.iter().map(host_trial).chain(evaluated.iter().map(evaluated_trial)).collect()
+}
+
+/// A test that evaluates the modules. It is ignored where there is no library of nixpkgs.
+pub(crate) fn evaluated_trial(test: &HostTest) -> Trial {
+    host_trial(test).with_ignored_flag(library().is_none())
+}
+
+/// Says aloud what is not looked at here.
+pub(crate) fn say_what_is_ignored() {
+    if library().is_none() {
+        eprintln!(
+            "\nNOT CHECKED: the NixOS modules are not evaluated, because {LIBRARY} does not name \
+             the folder `lib` of nixpkgs and NIX_PATH has no nixpkgs"
+        );
+    } else if std::env::var_os(UPSTREAM).is_none() {
+        eprintln!("\nNOT CHECKED: the adapter for microvm.nix; {UPSTREAM} names its tree");
+    }
 }
 
 fn parse() -> Result<()> {
-    if !is_installed() {
-        return Ok(());
-    }
+    packages::require(&[Program::NixInstantiate])?;
     let output = Command::new("nix-instantiate").arg("--parse").args(&nix_files()?).output()?;
     let complaints = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{complaints}");
@@ -78,23 +98,15 @@ fn format() -> Result<()> {
 
 /// Names that nobody uses.
 fn lint() -> Result<()> {
-    let output = match Command::new("deadnix").arg("--fail").args(nix_files()?).output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!(
-                "\nNOT CHECKED: whether the Nix files have names that nobody uses, because deadnix \
-                 is not installed (`cargo install deadnix`)"
-            );
-            return Ok(());
-        }
-        output => output.context("deadnix cannot be run")?,
-    };
+    let deadnix = packages::from_crates(&Cache::open()?, "deadnix", DEADNIX)?.join("deadnix");
+    let output = Command::new(deadnix).arg("--fail").args(nix_files()?).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 
 fn evaluate() -> Result<()> {
     let store = tempfile::tempdir()?;
-    let Some(evaluated) = evaluated(store.path())? else { return Ok(()) };
+    let evaluated = evaluated(store.path())?;
     for name in STORE {
         let path = store.path().join(name);
         fs::create_dir_all(path.parent().context("a parent")?)?;
@@ -112,26 +124,16 @@ fn evaluate() -> Result<()> {
     Ok(())
 }
 
-/// What becomes of the modules' tests, with `store` in the store's place, or nothing where that
-/// cannot be told, which is said aloud.
-pub(crate) fn evaluated(store: &Path) -> Result<Option<Value>> {
-    let Some(library) = library() else { return Ok(None) };
-    if !is_installed() {
-        return Ok(None);
-    }
-    run_nix(&library, store).map(Some)
-}
-
-fn run_nix(library: &str, store: &Path) -> Result<Value> {
+/// What becomes of the modules' tests, with `store` in the store's place.
+pub(crate) fn evaluated(store: &Path) -> Result<Value> {
+    packages::require(&[Program::NixInstantiate])?;
+    let library = library().with_context(|| format!("{LIBRARY} is not set"))?;
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/nix/tests");
     let mut command = Command::new("nix-instantiate");
     command.args(["--eval", "--strict", "--json"]).arg(tests);
-    command.args(["--arg", "lib", library]).arg("--argstr").arg("store").arg(store);
-    match std::env::var_os(UPSTREAM) {
-        Some(upstream) => {
-            command.args(["--arg", "upstream"]).arg(upstream);
-        }
-        None => eprintln!("\nNOT CHECKED: the adapter for microvm.nix; {UPSTREAM} names its tree"),
+    command.args(["--arg", "lib", &library]).arg("--argstr").arg("store").arg(store);
+    if let Some(upstream) = std::env::var_os(UPSTREAM) {
+        command.args(["--arg", "upstream"]).arg(upstream);
     }
     let output = command.output()?;
     let complaints = String::from_utf8_lossy(&output.stderr);
@@ -153,27 +155,13 @@ fn check_machine(folder: &Path, machine: &Value) -> Result<()> {
     Ok(())
 }
 
-/// nixpkgs' library as an expression, or nothing where there is none, which is said aloud.
+/// nixpkgs' library as an expression, where there is one.
 fn library() -> Option<String> {
     if let Ok(path) = std::env::var(LIBRARY) {
         return Some(format!("import {path}"));
     }
     let has_nixpkgs = std::env::var("NIX_PATH").is_ok_and(|path| path.contains("nixpkgs"));
-    if !has_nixpkgs {
-        eprintln!(
-            "\nNOT CHECKED: the NixOS modules are not evaluated, because {LIBRARY} does not name \
-             the folder `lib` of nixpkgs and NIX_PATH has no nixpkgs"
-        );
-    }
     has_nixpkgs.then(|| "import <nixpkgs/lib>".to_owned())
-}
-
-fn is_installed() -> bool {
-    let is_installed = Command::new("nix-instantiate").arg("--version").output().is_ok();
-    if !is_installed {
-        eprintln!("\nNOT CHECKED: nix-instantiate is not installed (Debian: nix-bin)");
-    }
-    is_installed
 }
 
 fn nix_files() -> Result<Vec<PathBuf>> {

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
+use tests::packages::{self, Program};
 
 use crate::{HostTest, host_trial};
 
@@ -30,7 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn verify() -> Result<()> {
-    let Some(folder) = instances()? else { return Ok(()) };
+    let folder = instances()?;
     let output = Command::new("systemd-analyze")
         .args(["verify", "--man=no", "--recursive-errors=no"])
         .args(units(folder.path())?)
@@ -44,7 +45,7 @@ fn verify() -> Result<()> {
 }
 
 fn exposure() -> Result<()> {
-    let Some(folder) = instances()? else { return Ok(()) };
+    let folder = instances()?;
     for unit in units(folder.path())?.iter().filter(|unit| is_service(unit)) {
         let output = Command::new("systemd-analyze")
             .args(["security", "--offline=yes", "--no-pager"])
@@ -78,13 +79,9 @@ fn privileges() -> Result<()> {
     Ok(())
 }
 
-/// Each unit as that of a guest whose state is in the folder, or nothing where systemd's tool is
-/// absent, which is said aloud.
-fn instances() -> Result<Option<tempfile::TempDir>> {
-    if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("\nNOT CHECKED: systemd-analyze is not installed, so nobody looked at the units");
-        return Ok(None);
-    }
+/// Each unit as that of a guest whose state is in the folder.
+fn instances() -> Result<tempfile::TempDir> {
+    packages::require(&[Program::SystemdAnalyze])?;
     let folder = tempfile::tempdir()?;
     let state = folder.path().join("state");
     for link in ["current", "booted"] {
@@ -102,7 +99,7 @@ fn instances() -> Result<Option<tempfile::TempDir>> {
         let name = unit.file_name().and_then(|name| name.to_str()).context("name")?;
         fs::write(folder.path().join(name.replace('@', "@guest")), text)?;
     }
-    Ok(Some(folder))
+    Ok(folder)
 }
 
 fn units(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -6,6 +6,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -32,6 +33,10 @@ pub enum Program {
     Ip,
     /// Logs in to guests.
     SecureShell,
+    /// Evaluates Nix files.
+    NixInstantiate,
+    /// Judges units.
+    SystemdAnalyze,
 }
 
 impl Program {
@@ -46,6 +51,8 @@ impl Program {
             Self::MakeExt4 => "mke2fs",
             Self::Ip => "ip",
             Self::SecureShell => "ssh",
+            Self::NixInstantiate => "nix-instantiate",
+            Self::SystemdAnalyze => "systemd-analyze",
         }
     }
 
@@ -61,6 +68,8 @@ impl Program {
             Self::MakeExt4 => "e2fsprogs",
             Self::Ip => "iproute2",
             Self::SecureShell => "openssh-client",
+            Self::NixInstantiate => "nix-bin",
+            Self::SystemdAnalyze => "systemd",
         }
     }
 }
@@ -70,6 +79,9 @@ impl Program {
 /// # Errors
 /// When one is missing and cannot be installed: the error has the command that would.
 pub fn require(programs: &[Program]) -> Result<()> {
+    // Tests run at once, and apt does not wait for another apt.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
     let missing = |program: &&Program| tool::find(program.name()).is_none();
     let packages: BTreeSet<&str> =
         programs.iter().filter(missing).map(|program| program.package()).collect();
@@ -119,6 +131,23 @@ pub fn unpacked(cache: &Cache, name: &str) -> Result<PathBuf> {
         }
         Ok(())
     })
+}
+
+/// The folder of the programs of a package of crates.io, built once.
+///
+/// # Errors
+/// When it cannot be fetched or built.
+pub fn from_crates(cache: &Cache, package: &str, version: &str) -> Result<PathBuf> {
+    let folder = cache.entry(package, &[version.as_bytes()], |folder| {
+        progress(&format!("building {package} from crates.io, which takes minutes once"));
+        let mut cargo = tool::command("cargo");
+        cargo.args(["install", "--quiet", "--locked", package, "--version", version, "--root"]);
+        // Its build folder would else be kept in this workspace.
+        cargo.arg(folder).env("CARGO_TARGET_DIR", folder.join("target")).current_dir("/");
+        tool::finish(&mut cargo)?;
+        Ok(fs::remove_dir_all(folder.join("target"))?)
+    })?;
+    Ok(folder.join("bin"))
 }
 
 /// Debian's statically linked busybox, which may not be installed beside another one.

@@ -132,7 +132,7 @@ impl Plan {
     ) -> Result<Self> {
         packages::require(&[Program::Qemu, Program::MakeExt4, Program::Ip])?;
         let qemu = tool::find(Program::Qemu.name()).context("QEMU was just installed")?;
-        let alioth = alioth(cache)?;
+        let alioth = packages::from_crates(cache, "alioth-cli", ALIOTH)?.join("alioth");
         let nixvmm = match env::var_os("NIXVMM_PROGRAM") {
             Some(path) => PathBuf::from(path),
             None => program::build_static("nixvmm", "nixvmm", "release")?,
@@ -208,19 +208,6 @@ impl Figures {
         self.notes.extend(read.notes);
         Ok(())
     }
-}
-
-fn alioth(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.entry("alioth", &[ALIOTH.as_bytes()], |folder| {
-        tool::progress("building alioth from crates.io, which takes minutes once");
-        let mut cargo = tool::command("cargo");
-        cargo.args(["install", "--quiet", "--locked", "alioth-cli", "--version", ALIOTH, "--root"]);
-        // Its build folder would else be kept in this workspace.
-        cargo.arg(folder).env("CARGO_TARGET_DIR", folder.join("target")).current_dir("/");
-        tool::finish(&mut cargo)?;
-        Ok(fs::remove_dir_all(folder.join("target"))?)
-    })?;
-    Ok(folder.join("bin/alioth"))
 }
 
 fn vmlinux(cache: &Cache, kernel: &Kernel, nixvmm: &Path) -> Result<PathBuf> {

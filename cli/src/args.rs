@@ -197,9 +197,14 @@ pub(crate) struct Machine {
     /// A credential for systemd in the guest, by SMBIOS; adds to those of --config.
     #[arg(long = "credential", value_name = "NAME=VALUE|NAME=@FILE")]
     credentials: Vec<Credential>,
-    /// When the service manager is told that this process is ready: when the guest runs, or when
-    /// systemd in the guest says so over vsock [default: started].
-    #[arg(long, value_name = "WHEN", value_parser = named::<Ready>(&["started", "booted"]))]
+    /// When the service manager is told that this process is ready: when the guest runs
+    /// (`started`), or when systemd in the guest says over vsock that all units of its boot have
+    /// started or failed (`booted`), or that sshd listens (`reachable`) [default: started].
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_parser = named::<Ready>(&["started", "booted", "reachable"]),
+    )]
     ready: Option<Ready>,
     /// What a reboot by the guest does [default: restart].
     #[arg(long, value_name = "ACTION", value_parser = named::<OnReboot>(&["restart", "exit"]))]

@@ -78,7 +78,7 @@ impl Notifier {
     pub(crate) fn started(&self, ready: Ready) {
         self.send(match ready {
             Ready::Started => "READY=1\nSTATUS=The guest runs.",
-            Ready::Booted => "STATUS=The guest boots.",
+            Ready::Booted | Ready::Reachable => "STATUS=The guest boots.",
         });
     }
 

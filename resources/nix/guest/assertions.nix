@@ -84,6 +84,9 @@ in
         !lib.any (lib.hasInfix "oem_strings") cfg.cloud-hypervisor.platformOEMStrings
       ) "platformOEMStrings holds the strings themselves, without oem_strings")
       (refuseUnless (
+        cfg.nixvmm.ready == "reachable" -> config.services.openssh.enable
+      ) "nixvmm.ready = \"reachable\" waits for sshd: enable microvm.vsock.ssh or services.openssh")
+      (refuseUnless (
         cfg.hotpluggedMem <= cfg.hotplugMem
       ) "hotpluggedMem is a part of hotplugMem, and cannot be more")
       (refuseUnless (

@@ -36,9 +36,10 @@ in
           (types.enum [
             "started"
             "booted"
+            "reachable"
           ])
           "booted"
-          "When the guest's unit has started: when the guest runs, or when its systemd has come up, which it tells over vsock.";
+          "When the guest's unit has started: when the guest runs, when all units of its boot have started or failed, or when its sshd listens; its systemd tells the last two over vsock.";
       vsock =
         option
           (types.enum [

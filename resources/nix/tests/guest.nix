@@ -188,6 +188,25 @@ in
       };
       expected = [ ];
     };
+    "guest: who waits for sshd has one" = {
+      found =
+        map
+          (
+            ssh:
+            refused {
+              nixvmm.ready = "reachable";
+              vsock.ssh.enable = ssh;
+            }
+          )
+          [
+            true
+            false
+          ];
+      expected = [
+        [ ]
+        [ "nixvmm.ready = \"reachable\" waits for sshd: enable microvm.vsock.ssh or services.openssh" ]
+      ];
+    };
     "guest: a writable store that is optimised is refused" = {
       found = lib.length (
         refusals (guest {

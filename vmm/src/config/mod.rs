@@ -321,8 +321,12 @@ pub enum Ready {
     /// The guest's processors run.
     #[default]
     Started,
-    /// systemd in the guest has said so, over vsock.
+    /// systemd in the guest has finished its boot: no start of a unit is left to be done, as it
+    /// tells over vsock by `READY=1`.
     Booted,
+    /// systemd in the guest (256 or later) has `ssh-access.target`, as it tells over vsock: sshd
+    /// listens. Other units may still start.
+    Reachable,
 }
 
 /// What a reboot by the guest does.

@@ -226,13 +226,18 @@ impl Config {
     }
 
     fn check_readiness(&self) -> Result<()> {
+        let when = match self.ready {
+            Ready::Started => return Ok(()),
+            Ready::Booted => "booted",
+            Ready::Reachable => "reachable",
+        };
         ensure!(
-            self.ready == Ready::Started || self.vsock.is_some(),
-            "--ready booted: the guest tells over vsock: add --vsock auto or --vsock socket=PATH",
+            self.vsock.is_some(),
+            "--ready {when}: the guest tells over vsock: add --vsock auto or --vsock socket=PATH",
         );
         ensure!(
-            self.ready == Ready::Started || !self.has_credential(NOTIFY_SOCKET_CREDENTIAL),
-            "--ready booted: the credential {NOTIFY_SOCKET_CREDENTIAL} is given already, so that \
+            !self.has_credential(NOTIFY_SOCKET_CREDENTIAL),
+            "--ready {when}: the credential {NOTIFY_SOCKET_CREDENTIAL} is given already, so that \
              the guest would tell somebody else: leave it out",
         );
         Ok(())

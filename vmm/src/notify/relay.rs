@@ -27,6 +27,12 @@ const SOURCE: u32 = 0;
 /// What is active when a boot has failed and a person is wanted.
 const EMERGENCY: &str = "X_SYSTEMD_UNIT_ACTIVE=emergency.target";
 
+/// What is active when sshd listens (systemd.special(7)).
+const SSH_ACCESS: &str = "X_SYSTEMD_UNIT_ACTIVE=ssh-access.target";
+
+/// What systemd says when no start of a unit is left to be done.
+const BOOTED: &str = "READY=1";
+
 /// Where the guest's messages come from.
 pub(crate) enum GuestMessages {
     /// A port that our own socket device serves.
@@ -73,6 +79,9 @@ impl AsRawFd for GuestMessages {
     }
 }
 
+const UNREACHABLE: &str = "The guest has booted without ssh-access.target: does its sshd listen, \
+                           and is its systemd of version 256 or later?";
+
 /// Passes messages on: each is one connection, and at its end one message to the service manager.
 pub(crate) struct Relay {
     source: GuestMessages,
@@ -97,7 +106,7 @@ impl Relay {
         let judge = Judge {
             notifier,
             endings,
-            counts: config.ready == Ready::Booted,
+            ready: config.ready,
             restarts: config.on_reboot == OnReboot::Restart,
             is_ready: false,
             status: String::new(),
@@ -170,8 +179,8 @@ impl Handler for Relay {
 struct Judge {
     notifier: Notifier,
     endings: Endings,
-    /// The guest's readiness is ours.
-    counts: bool,
+    /// Which readiness of the guest is ours.
+    ready: Ready,
     /// The guest starts again in this process when it reboots.
     restarts: bool,
     is_ready: bool,
@@ -185,24 +194,41 @@ impl Judge {
             log::debug!("a message of the guest is no text");
             return;
         };
+        let says = |line: &str| text.lines().any(|said| said == line);
         let mut passed = String::new();
         for line in text.lines() {
             if let Some(status) = line.strip_prefix("STATUS=") {
                 status.clone_into(&mut self.status);
             }
-            if line == "READY=1" && !self.is_ready {
-                self.is_ready = true;
-                log::info!("the guest is ready");
-            }
             if self.may_pass(line) {
                 let _ = writeln!(passed, "{line}");
             }
+            if self.is_awaited(line) && !self.is_ready {
+                self.is_ready = true;
+                log::info!("the guest is ready");
+                if self.ready != Ready::Started {
+                    let _ = writeln!(passed, "{BOOTED}");
+                }
+            }
+        }
+        if self.ready == Ready::Reachable && !self.is_ready && says(BOOTED) {
+            // Systemd's own status would hide what is still waited for.
+            let _ = writeln!(passed, "STATUS={UNREACHABLE}");
+            log::warn!("{UNREACHABLE}");
         }
         if !passed.is_empty() {
             self.notifier.send(&passed);
         }
-        if text.lines().any(|line| line == EMERGENCY) {
+        if says(EMERGENCY) {
             self.fail();
+        }
+    }
+
+    /// Whether this is what readiness means here.
+    fn is_awaited(&self, line: &str) -> bool {
+        match self.ready {
+            Ready::Started | Ready::Booted => line == BOOTED,
+            Ready::Reachable => line == SSH_ACCESS,
         }
     }
 
@@ -214,7 +240,8 @@ impl Judge {
             return false;
         }
         match key {
-            "READY" => self.counts,
+            // Said when it is what is waited for.
+            "READY" => false,
             // Who reboots goes on; a service that says that it stops is killed if it does not.
             "STOPPING" => !self.restarts,
             "STATUS" | "ERRNO" | "EXIT_STATUS" => true,
@@ -228,7 +255,7 @@ impl Judge {
             "" => "the guest came up in emergency mode".to_owned(),
             status => format!("the guest came up in emergency mode: {status}"),
         };
-        if self.counts && !self.is_ready && self.notifier.is_heard() {
+        if self.ready != Ready::Started && !self.is_ready && self.notifier.is_heard() {
             self.notifier.send(&format!("STATUS={reason}"));
             self.endings.report(Ending::Failed(anyhow!(reason)));
         } else {
@@ -248,11 +275,11 @@ mod test {
     use super::super::test::listened;
     use super::*;
 
-    fn judge(counts: bool, restarts: bool) -> (UnixDatagram, Judge) {
+    fn judge(ready: Ready, restarts: bool) -> (UnixDatagram, Judge) {
         let (manager, notifier) = listened();
         let endings = Endings::new().unwrap();
         let (is_ready, status) = (false, String::new());
-        (manager, Judge { notifier, endings, counts, restarts, is_ready, status })
+        (manager, Judge { notifier, endings, ready, restarts, is_ready, status })
     }
 
     fn heard(manager: &UnixDatagram) -> String {
@@ -263,7 +290,7 @@ mod test {
 
     #[test]
     fn what_is_about_the_guest_is_passed_on_in_one_message_and_nothing_else() {
-        let (manager, mut judge) = judge(true, false);
+        let (manager, mut judge) = judge(Ready::Booted, false);
         judge.hear(
             b"READY=1\nSTATUS=Up.\nX_SYSTEMD_HOSTNAME=vm\nMAINPID=1\nWATCHDOG=1\nFDSTORE=1\nx\n\
               ERRNO=5\nSTATUS=\x1b[2J\nSTOPPING=1",
@@ -279,14 +306,30 @@ mod test {
 
     #[test]
     fn readiness_counts_where_it_is_asked_for_and_a_reboot_is_no_stop() {
-        let (manager, mut judge) = judge(false, true);
+        let (manager, mut judge) = judge(Ready::Started, true);
         judge.hear(b"READY=1\nSTOPPING=1\nSTATUS=Up.");
         assert_eq!(heard(&manager), "STATUS=Up.\n");
     }
 
     #[test]
+    fn who_waits_for_ssh_is_ready_when_sshd_listens_and_not_when_the_boot_is_finished() {
+        let (manager, mut judge) = judge(Ready::Reachable, true);
+        judge.hear(b"X_SYSTEMD_UNIT_ACTIVE=basic.target");
+        assert_eq!(heard(&manager), "X_SYSTEMD_UNIT_ACTIVE=basic.target\n");
+        judge.hear(b"READY=1\nSTATUS=Ready.");
+        let told = heard(&manager);
+        assert!(told.starts_with("STATUS=Ready.\nSTATUS=The guest has booted without"), "{told}");
+        judge.hear(b"X_SYSTEMD_UNIT_ACTIVE=ssh-access.target\n");
+        assert_eq!(heard(&manager), "X_SYSTEMD_UNIT_ACTIVE=ssh-access.target\nREADY=1\n");
+        judge.hear(b"READY=1\nSTATUS=Ready.");
+        assert_eq!(heard(&manager), "STATUS=Ready.\n");
+        judge.hear(b"X_SYSTEMD_UNIT_ACTIVE=ssh-access.target\n");
+        assert_eq!(heard(&manager), "X_SYSTEMD_UNIT_ACTIVE=ssh-access.target\n");
+    }
+
+    #[test]
     fn emergency_mode_before_readiness_is_the_end_with_its_reason() {
-        let (manager, mut judge) = judge(true, true);
+        let (manager, mut judge) = judge(Ready::Booted, true);
         judge.hear(b"STATUS=Cannot mount /data.");
         judge.hear(b"X_SYSTEMD_UNIT_ACTIVE=emergency.target\n");
         let reason = "the guest came up in emergency mode: Cannot mount /data.";
@@ -301,7 +344,7 @@ mod test {
 
     #[test]
     fn emergency_mode_of_a_guest_that_was_ready_leaves_it_running() {
-        let (_manager, mut judge) = judge(true, true);
+        let (_manager, mut judge) = judge(Ready::Booted, true);
         judge.hear(b"READY=1\n");
         judge.hear(b"X_SYSTEMD_UNIT_ACTIVE=emergency.target\n");
         assert!(judge.endings.take().is_none());
@@ -312,7 +355,7 @@ mod test {
         let mut event_loop = EventLoop::new().unwrap();
         let mut gate = Gate::closed().unwrap();
         let visitors = gate.serve_locally(9).unwrap();
-        let (manager, judge) = judge(true, true);
+        let (manager, judge) = judge(Ready::Booted, true);
         let source = GuestMessages::Device(visitors);
         let relay = Relay { source, messages: BTreeMap::new(), next_token: 1, judge };
         let _relay = event_loop.add(Box::new(relay)).unwrap();

@@ -68,7 +68,7 @@ pub(super) fn add(
 /// Whether the guest's systemd is told to report: somebody wants to know, and it does not report
 /// elsewhere.
 fn wants_messages(site: &Site<'_>) -> bool {
-    (site.notifier.is_heard() || site.config.ready == Ready::Booted)
+    (site.notifier.is_heard() || site.config.ready != Ready::Started)
         && !site.config.has_credential(NOTIFY_SOCKET_CREDENTIAL)
 }
 

@@ -140,6 +140,10 @@ fn readiness_of_the_guest_needs_a_way_to_hear_it() {
         "--ready booted: the guest tells over vsock: add --vsock auto or --vsock socket=PATH",
     );
     fixture.refused(
+        |config| config.ready = Ready::Reachable,
+        "--ready reachable: the guest tells over vsock: add --vsock auto or --vsock socket=PATH",
+    );
+    fixture.refused(
         |config| {
             config.ready = Ready::Booted;
             config.vsock = Some(Vsock::default());

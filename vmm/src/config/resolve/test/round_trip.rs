@@ -88,7 +88,7 @@ proptest! {
                 "text=a=b,c".parse().unwrap(),
                 format!("file=@{}", fixture.path("kernel").display()).parse().unwrap(),
             ],
-            ready: if shared { Ready::Booted } else { Ready::Started },
+            ready: if shared { Ready::Reachable } else { Ready::Started },
             on_reboot: if direct { OnReboot::Exit } else { OnReboot::Restart },
             watchdog: if direct { Watchdog::Exit } else { Watchdog::Reset },
             shutdown_timeout: cpus,

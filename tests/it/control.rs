@@ -30,6 +30,8 @@ const KILLED: i32 = 6;
 
 const MEBIBYTE: u64 = 1 << 20;
 
+const INTERFACE: &str = "io.nixvmm.Machine";
+
 /// A guest that does not know that it was paused complains of such a time.
 const LONGER_THAN_THE_WATCHDOG: Duration = Duration::from_secs(12);
 
@@ -117,6 +119,8 @@ fn every_verb(testbed: &Testbed) -> Result<()> {
     let config = control.json(&["config"])?;
     ensure!(config["configuration"]["disks"][0]["serial"] == "data", "{config}");
 
+    varlinkctl(testbed, &control, guest.process_id())?;
+
     let events = Events::follow(&control.program, &control.socket())?;
     pause_and_resume(&control, &mut guest)?;
     count(&control, &mut guest)?;
@@ -169,6 +173,28 @@ fn pause_and_resume(control: &Control, guest: &mut Guest) -> Result<()> {
     guest.run("echo 10 > /proc/sys/kernel/watchdog_thresh")?;
     let complaints = guest.run("dmesg | grep -ci -e 'soft lockup' -e stall || true")?;
     ensure!(complaints.trim() == "0", "the guest's watchdogs have seen the pause");
+    Ok(())
+}
+
+/// Systemd's client understands the service: what it offers, a reply, and an error.
+fn varlinkctl(testbed: &Testbed, control: &Control, process: u32) -> Result<()> {
+    let socket = control.socket();
+    let varlinkctl = |words: &[&str]| -> Result<Output> {
+        let mut command = Command::new(testbed.systemd.join("varlinkctl"));
+        command.arg(words[0]).arg(&socket).args(&words[1..]);
+        command.stdin(Stdio::null()).output().context("varlinkctl cannot be started")
+    };
+    let offered = varlinkctl(&["introspect", INTERFACE])?;
+    let text = String::from_utf8_lossy(&offered.stdout);
+    let is_whole = text.contains("method GetState(") && text.contains("method PowerOff(");
+    ensure!(offered.status.success() && is_whole, "{offered:?}");
+    let state = varlinkctl(&["call", &format!("{INTERFACE}.GetState"), "{}"])?;
+    let state: Value =
+        serde_json::from_slice(&state.stdout).with_context(|| format!("{state:?}"))?;
+    ensure!(state["processId"] == process, "varlinkctl is told {state}");
+    let refused =
+        varlinkctl(&["call", &format!("{INTERFACE}.SetBalloonTarget"), "{\"target\": \"much\"}"])?;
+    ensure!(!refused.status.success(), "varlinkctl sees no error: {refused:?}");
     Ok(())
 }
 

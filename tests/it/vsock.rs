@@ -276,7 +276,8 @@ fn offer(guest: &mut Guest, port: u32, command: &str) -> Result<()> {
 fn secure_shell(guest: &mut Guest, testbed: &Testbed, cid: &str) -> Result<()> {
     guest.run(ssh_server::START)?;
     offer(guest, 22, "nc 127.0.0.1 22")?;
-    let proxy = format!("ProxyCommand={} %h %p", testbed.ssh_proxy.display());
+    let proxy = testbed.systemd.join("systemd-ssh-proxy");
+    let proxy = format!("ProxyCommand={} %h %p", proxy.display());
     let options = [
         &proxy,
         "ProxyUseFdpass=yes",

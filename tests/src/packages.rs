@@ -201,7 +201,7 @@ pub fn passt(cache: &Cache) -> Result<PathBuf> {
     if codename() != "bookworm" {
         return Ok(unpacked(cache, "passt")?.join("usr/bin"));
     }
-    with_its_libraries(cache, "usr/bin/passt", &["passt", "libc6"])
+    with_its_libraries(cache, &["usr/bin/passt"], &["passt", "libc6"])
 }
 
 /// A folder with a `virtiofsd` that needs no root and no libraries of the system that it runs on.
@@ -211,33 +211,38 @@ pub fn passt(cache: &Cache) -> Result<PathBuf> {
 /// As [`unpacked`].
 pub fn virtiofsd(cache: &Cache) -> Result<PathBuf> {
     let packages = ["virtiofsd", "libc6", "libcap-ng0", "libgcc-s1", "libseccomp2"];
-    with_its_libraries(cache, "usr/libexec/virtiofsd", &packages)
+    with_its_libraries(cache, &["usr/libexec/virtiofsd"], &packages)
 }
 
-/// A folder with systemd's proxy for `ssh`, which bookworm's has not got, and with a server for the
-/// guest and all libraries of both.
+/// A folder with programs of systemd that bookworm's has not got (its proxy for `ssh` and its
+/// client of varlink), with a server of `ssh` for the guest, and with all libraries of theirs.
 ///
 /// # Errors
 /// As [`unpacked`].
-pub fn secure_shell(cache: &Cache) -> Result<PathBuf> {
-    with_its_libraries(cache, "usr/lib/systemd/systemd-ssh-proxy", &SECURE_SHELL_PACKAGES)
+pub fn systemd(cache: &Cache) -> Result<PathBuf> {
+    let programs = ["usr/lib/systemd/systemd-ssh-proxy", "usr/bin/varlinkctl"];
+    with_its_libraries(cache, &programs, &SYSTEMD_PACKAGES)
 }
 
-/// A folder with a script of the name of `program`, which the first of `packages` has, and with all
-/// of them. On bookworm they are those of the next release.
-fn with_its_libraries(cache: &Cache, program: &str, packages: &[&str]) -> Result<PathBuf> {
+/// A folder with a script of the name of each of `programs`, which the first of `packages` has, and
+/// with all of them. On bookworm they are those of the next release.
+fn with_its_libraries(cache: &Cache, programs: &[&str], packages: &[&str]) -> Result<PathBuf> {
     let release = match codename().as_str() {
         "bookworm" => NEXT_RELEASE.to_owned(),
         other => other.to_owned(),
     };
-    let name = Path::new(program).file_name().and_then(|name| name.to_str()).context("a name")?;
-    let script = WITH_LIBRARIES.replace("PROGRAM", program);
-    cache.entry(name, &[release.as_bytes(), script.as_bytes()], |folder| {
+    let name = packages.first().context("a package")?;
+    let script = |program: &str| WITH_LIBRARIES.replace("PROGRAM", program);
+    let inputs = [&release, &script(&programs.join(" "))];
+    cache.entry(name, &inputs.map(String::as_bytes), |folder| {
         progress(&format!("fetching {name} from Debian {release}"));
         fetch_from(&release, packages, folder)?;
-        let file = folder.join(name);
-        fs::write(&file, &script)?;
-        Ok(fs::set_permissions(file, Permissions::from_mode(0o755))?)
+        for program in programs {
+            let file = folder.join(Path::new(program).file_name().context("a name")?);
+            fs::write(&file, script(program))?;
+            fs::set_permissions(file, Permissions::from_mode(0o755))?;
+        }
+        Ok(())
     })
 }
 
@@ -259,8 +264,8 @@ exec \"$usr/bin/qemu-system-x86_64\" -L \"$usr/share/qemu\" -L \"$usr/share/seab
 /// The release that has a passt with vhost-user, and a virtiofsd of its own.
 const NEXT_RELEASE: &str = "trixie";
 
-/// What belongs to systemd's proxy for `ssh`, and to the smallest server.
-const SECURE_SHELL_PACKAGES: [&str; 21] = [
+/// What belongs to those programs of systemd, and to the smallest server of `ssh`.
+const SYSTEMD_PACKAGES: [&str; 21] = [
     "systemd",
     "libsystemd-shared",
     "libacl1",

@@ -49,8 +49,8 @@ pub struct Testbed {
     pub passt: PathBuf,
     /// A folder with a `virtiofsd` that needs no root.
     pub virtiofsd: PathBuf,
-    /// Systemd's proxy for `ssh`.
-    pub ssh_proxy: PathBuf,
+    /// A folder with systemd's proxy for `ssh` and its client of varlink.
+    pub systemd: PathBuf,
     /// A disk with what `ssh` reaches in a guest.
     pub ssh_server: PathBuf,
 }
@@ -75,9 +75,8 @@ impl Testbed {
         let nixos = NixosGuest::prepare(cache, &kernel)?;
         let passt = packages::passt(cache)?;
         let virtiofsd = packages::virtiofsd(cache)?;
-        let secure_shell = packages::secure_shell(cache)?;
-        let ssh_server = ssh_server::disk(cache, &secure_shell)?;
-        let ssh_proxy = secure_shell.join("systemd-ssh-proxy");
+        let systemd = packages::systemd(cache)?;
+        let ssh_server = ssh_server::disk(cache, &systemd)?;
         let bzimage = kernel.image;
         Ok(Self {
             program,
@@ -89,7 +88,7 @@ impl Testbed {
             nixos,
             passt,
             virtiofsd,
-            ssh_proxy,
+            systemd,
             ssh_server,
         })
     }

@@ -20,7 +20,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::listener::Listener;
 use crate::event::Event;
 
-/// Vectors of one call: a packet has one or two, whatever it is split into the rest follows.
+/// Vectors of one call: a packet has one or two and a read fills a few; whatever they are split
+/// into, the rest follows.
 const VECTORS_MAX: usize = 64;
 
 /// The token under which `Gate::wait` reports that a program wants to be let in.

@@ -224,8 +224,8 @@ impl Connection {
                 || may_read && (self.credit() > 0 || !self.asked_for_credit))
     }
 
-    /// The next packet to the guest: its data, if any, is put into `room`, which is
-    /// shortened.
+    /// The next packet to the guest: its data, if any, is put into `room`, which is shortened, and
+    /// is more than a packet's where the room is of several.
     pub(super) fn next_packet(&mut self, room: &mut Vec<GuestSlice>) -> Option<Outgoing> {
         let packet = self.find_packet(room)?;
         self.announced = self.forwarded;

@@ -33,6 +33,11 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Sockets that are served before the queues get their turn.
 const READY_MAX: usize = 32;
 
+/// Buffers of the guest that one read from a program may fill: where each has its payload in one
+/// piece, as Linux's have, no more vectors than the host's kernel takes without an allocation
+/// (`UIO_FASTIOV`).
+const BURST: usize = 8;
+
 /// The one file that is watched besides the doorbells.
 const GATE: u32 = 0;
 
@@ -53,9 +58,9 @@ pub(super) struct VsockWorker {
     next_id: u64,
     next_host_port: u32,
     incoming: Chain,
-    outgoing: Chain,
-    /// The outgoing chain was taken from its queue and is not filled yet.
-    has_outgoing: bool,
+    /// Chains that were taken from their queue and are not filled yet.
+    outgoing: VecDeque<Chain>,
+    spare: Vec<Chain>,
     slices: Vec<GuestSlice>,
     totals: Arc<Totals<{ COUNTED.len() }>>,
     /// What is not in the totals yet.
@@ -70,7 +75,7 @@ impl VsockWorker {
         totals: Arc<Totals<{ COUNTED.len() }>>,
     ) -> Self {
         let [receive, transmit] = &queues;
-        let outgoing = Chain::with_capacity(receive.size());
+        let spare = (0..BURST).map(|_| Chain::with_capacity(receive.size())).collect();
         let incoming = Chain::with_capacity(transmit.size());
         Self {
             queues,
@@ -83,8 +88,8 @@ impl VsockWorker {
             next_id: 0,
             next_host_port: FIRST_HOST_PORT,
             incoming,
-            outgoing,
-            has_outgoing: false,
+            outgoing: VecDeque::with_capacity(BURST),
+            spare,
             slices: Vec::new(),
             totals,
             batch: [0; COUNTED.len()],
@@ -320,29 +325,50 @@ impl VsockWorker {
     /// Sends the guest what there is for it, connection by connection.
     fn give_packets(&mut self) -> Result<(), Fault> {
         while (!self.resets.is_empty() || !self.turns.is_empty()) && self.has_room()? {
-            let Some((header, data_len)) = self.next_packet() else { continue };
-            self.outgoing.write(header.as_bytes());
-            let written = u32::try_from(HEADER_LEN).unwrap_or(0).saturating_add(data_len);
-            let [receive, _] = &mut self.queues;
-            receive.complete(self.outgoing.head(), written);
-            let [.., received_packets, received_bytes] = &mut self.batch;
-            *received_packets += 1;
-            *received_bytes += u64::from(data_len);
-            self.has_outgoing = false;
+            if let Some((header, data_len)) = self.next_packet() {
+                self.fill(header, data_len);
+            }
         }
         Ok(())
     }
 
-    /// There is a buffer for the next packet.
+    /// There is a buffer for the next packet; and more, as far as one read fills them.
     fn has_room(&mut self) -> Result<bool, Fault> {
-        if !self.has_outgoing {
-            let [receive, _] = &mut self.queues;
-            self.has_outgoing = receive.pop(&mut self.outgoing)?;
-            if self.has_outgoing && self.outgoing.writable_len() <= HEADER_LEN {
+        let [receive, _] = &mut self.queues;
+        while let Some(mut chain) = self.spare.pop() {
+            if !receive.pop(&mut chain)? {
+                self.spare.push(chain);
+                break;
+            }
+            if chain.writable_len() <= HEADER_LEN {
                 return Err(Fault::Request("a buffer without room for a packet"));
             }
+            self.outgoing.push_back(chain);
         }
-        Ok(self.has_outgoing)
+        Ok(!self.outgoing.is_empty())
+    }
+
+    /// Gives the guest a packet, or one for each buffer where its data, which is there already, is
+    /// longer than the first.
+    fn fill(&mut self, mut header: Header, data_len: u32) {
+        let [receive, _] = &mut self.queues;
+        let [.., received_packets, received_bytes] = &mut self.batch;
+        let mut left = data_len;
+        while let Some(chain) = self.outgoing.pop_front() {
+            let room = chain.writable_len().saturating_sub(HEADER_LEN);
+            let len = left.min(u32::try_from(room).unwrap_or(u32::MAX));
+            header.len = len.into();
+            chain.write(header.as_bytes());
+            let written = u32::try_from(HEADER_LEN).unwrap_or(0).saturating_add(len);
+            receive.complete(chain.head(), written);
+            self.spare.push(chain);
+            *received_packets += 1;
+            *received_bytes += u64::from(len);
+            left -= len;
+            if left == 0 {
+                break;
+            }
+        }
     }
 
     /// The next packet; `None` when the one whose turn it is has nothing to say.
@@ -353,12 +379,14 @@ impl VsockWorker {
         let id = self.turns.pop_front()?;
         let connection = self.connections.get_mut(&id)?;
         connection.has_turn = false;
-        behind_header(self.outgoing.writable(), &mut self.slices);
+        self.slices.clear();
+        for chain in &self.outgoing {
+            add_behind_header(chain.writable(), &mut self.slices);
+        }
         let packet = connection.next_packet(&mut self.slices);
         let header = packet.map(|packet| {
             let mut header = connection.route.packet(self.cid, packet.operation);
             header.flags = packet.flags.into();
-            header.len = packet.len.into();
             connection.put_credit(&mut header);
             (header, packet.len)
         });
@@ -422,10 +450,9 @@ fn wanted_port(line: &[u8]) -> Option<u32> {
     (port != PORT_ANY).then_some(port)
 }
 
-/// What follows a header in `slices`.
-fn behind_header(slices: &[GuestSlice], rest: &mut Vec<GuestSlice>) {
+/// Adds what follows a header in `slices` to `rest`.
+fn add_behind_header(slices: &[GuestSlice], rest: &mut Vec<GuestSlice>) {
     let mut skip = HEADER_LEN;
-    rest.clear();
     for slice in slices {
         let skipped = slice.len().min(skip);
         skip -= skipped;

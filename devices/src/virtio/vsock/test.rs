@@ -291,6 +291,31 @@ fn a_buffer_may_be_split_anywhere() {
 }
 
 #[test]
+fn what_one_read_brings_is_a_packet_in_each_buffer_that_it_fills() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.path(9)).unwrap();
+    // One more than are filled at once, of every size, and in one and in two pieces.
+    let rooms = [100, 1, 7, 4096, 20, 1, 300, 2, 50];
+    guest.provide(HEADER_LEN + 1);
+    for (index, room) in rooms.into_iter().enumerate() {
+        let pieces: &[usize] =
+            if index % 2 == 0 { &[HEADER_LEN + room] } else { &[HEADER_LEN, room] };
+        let sent = guest.driver.send(0, &[], pieces);
+        guest.buffers.push_back(sent);
+    }
+    let (mut end, mut program) = guest.connect(&listener, 9);
+    let data = sample(rooms.iter().sum());
+    program.write_all(&data).unwrap();
+    let mut came = Vec::new();
+    for room in rooms {
+        let (header, part) = guest.expect(&mut end, operation::DATA);
+        assert_eq!(usize::try_from(header.len.get()).unwrap(), room);
+        came.extend(part);
+    }
+    assert_eq!(came, data);
+}
+
+#[test]
 fn the_guest_reaches_programs_that_listen_and_is_refused_elsewhere() {
     let mut guest = Guest::with_buffers();
     let (mut end, mut program) = guest.connected();

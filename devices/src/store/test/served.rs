@@ -3,23 +3,37 @@
 use std::thread::{self, JoinHandle};
 
 use super::*;
+use crate::host::vhost::user::UserVhost;
 use crate::store::server::Server;
+use crate::test::LoopThread;
 use crate::test::driver::Driver;
 use crate::test::peer::Place;
+use crate::virtio::fs::{FileSystem, FileSystemOptions};
 use crate::virtio::vhost::test::Loops;
 
 const HIGH_PRIORITY: u16 = 0;
 const REQUESTS: u16 = 1;
 
-fn serve(store: &Arc<Store>, place: &Place) -> JoinHandle<io::Result<()>> {
+fn serve(store: &Arc<Store>, place: &Place, queues: u16) -> JoinHandle<io::Result<()>> {
     let (store, listener) = (Arc::clone(store), place.listen());
-    thread::spawn(move || Server::start(&store, b"store", 1, listener)?.wait())
+    thread::spawn(move || Server::start(&store, b"store", queues, listener)?.wait())
 }
 
 fn ask(driver: &mut Driver, opcode: u32, node: u64, body: &[u8], parts: &[usize]) -> Reaction {
+    ask_in(driver, REQUESTS, opcode, node, body, parts)
+}
+
+fn ask_in(
+    driver: &mut Driver,
+    queue: u16,
+    opcode: u32,
+    node: u64,
+    body: &[u8],
+    parts: &[usize],
+) -> Reaction {
     let request = request(opcode, node, body);
     let (header, body) = request.split_at(size_of::<RequestHeader>());
-    let reply = driver.request(REQUESTS, &[header, body], parts);
+    let reply = driver.request(queue, &[header, body], parts);
     let (header, body) = ReplyHeader::read_from_prefix(&reply).unwrap();
     assert_eq!((header.len as usize, header.unique), (reply.len(), 77));
     if header.error == 0 { Ok(body.to_vec()) } else { Err(-header.error) }
@@ -33,7 +47,7 @@ fn a_driver_reads_files_through_its_rings() {
     let store = tree.shown();
     for over in [Driver::mmio, Driver::pci] {
         let (place, loops) = (Place::new(), Loops::new());
-        let server = serve(&store, &place);
+        let server = serve(&store, &place, 1);
         let mut driver = over(loops.device(&place).0);
         driver.start();
         ask(&mut driver, INIT, 0, &init(u32::MAX), &[16, 64]).unwrap();
@@ -69,4 +83,40 @@ fn a_driver_reads_files_through_its_rings() {
         drop(loops);
         server.join().unwrap().unwrap();
     }
+}
+
+#[test]
+fn every_queue_of_requests_is_served() {
+    let tree = Tree::new();
+    let store = tree.shown();
+    let (place, home, watch) = (Place::new(), LoopThread::new(), LoopThread::new());
+    let server = serve(&store, &place, 3);
+    let options =
+        FileSystemOptions { name: "store".into(), tag: "store".into(), request_queues: 4 };
+    let rings = FileSystem::ring_count(options.request_queues);
+    let vhost = UserVhost::connect(place.path(), rings, watch.handle()).unwrap();
+    let device = FileSystem::new(options, vhost, home.handle(), || ()).unwrap();
+    let mut driver = Driver::pci(Box::new(device));
+    driver.start();
+    assert_eq!(driver.rings.len(), 4, "three for requests, as many as are served");
+    ask(&mut driver, INIT, 0, &init(u32::MAX), &[16, 64]).unwrap();
+    let found: HashSet<u64> = (REQUESTS..REQUESTS + 3)
+        .map(|queue| {
+            let reply = ask_in(&mut driver, queue, LOOKUP, ROOT_ID, b"file\0", &[16, 128]);
+            Entry::read_from_bytes(&reply.unwrap()).unwrap().node
+        })
+        .collect();
+    assert_eq!(found.len(), 1);
+    // What all of them were told of is taken back in one.
+    let node = found.into_iter().next().unwrap();
+    assert_eq!(
+        driver.request(HIGH_PRIORITY, &[&request(FORGET, node, 3_u64.as_bytes())], &[]),
+        b""
+    );
+    let attributes = ask_in(&mut driver, REQUESTS + 2, GETATTR, node, &[0; 16], &[16, 104]);
+    assert_eq!(attributes, Err(libc::ESTALE));
+    driver.reset();
+    drop(driver);
+    drop((home, watch));
+    server.join().unwrap().unwrap();
 }

@@ -90,7 +90,7 @@ pub fn run(plan: &Plan) -> Result<()> {
             Topic::Memory => host.each(&mut figures, "memory", Host::memory),
             Topic::Block => host.each(&mut figures, "block", Host::block),
             Topic::Pairs => host.pairs(&mut figures)?,
-            Topic::Store => {}
+            Topic::Store | Topic::StoreStart => {}
             Topic::Net | Topic::NetExits => {
                 if network.is_none() {
                     network = Some(network::Network::set_up(&host.stage)?);

@@ -57,6 +57,8 @@ pub enum Topic {
     Pairs,
     /// Lists, searches and starts of programs from a store, by who serves it.
     Store,
+    /// From exec to a store that is served, on this machine and without a guest.
+    StoreStart,
     /// Bytes and round trips over taps and sockets, by instructions.
     Net,
     /// What the host does for a MiB and a round trip over each: exits by reason, and who runs.

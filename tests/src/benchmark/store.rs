@@ -84,6 +84,12 @@ const LOADS: [(&str, &str); 3] = [
 const LOADER: &str = "LOADER='usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path \
                       usr/lib/x86_64-linux-gnu:usr/lib/x86_64-linux-gnu/systemd:usr/lib/systemd'";
 
+/// Files that are made to be known to a guest, what one folder of them has, and the length of their
+/// names, which is that of a store's.
+const KNOWN: usize = 100_000;
+const KNOWN_OF_A_FOLDER: usize = 1000;
+const NAME_BYTES: usize = 18;
+
 /// What a step may take by a clock that counts instructions: some minutes of other clocks.
 const STEP_MAX: Duration = Duration::from_secs(8);
 
@@ -241,14 +247,37 @@ pub fn run(
             figures.add(&row, Vmm::Nixvmm, "", vec![answers]);
         }
     }
-    if server != Server::Erofs {
-        // A guest that has unmounted it knows no file any more.
-        guest.run(&format!("{}; find /store -newer /init > /dev/null", server.mount()))?;
-        let (nodes, size) = (ground.nodes, server_size(&guest)?);
-        tool::progress(&format!("  memory of {name}: {size} KiB, {nodes} files"));
-        let row = format!("memory of {name} that {nodes} files are known to");
-        figures.add(&row, Vmm::Nixvmm, "KiB", vec![size]);
+    guest.power_off()?;
+    match server {
+        Server::StoreServer => measure_memory(&ground, beat, figures),
+        Server::Erofs | Server::Virtiofsd => Ok(()),
     }
+}
+
+/// KiB of memory of the store server, before its guest knows a file and when it knows many.
+fn measure_memory(ground: &Ground, beat: fn(), figures: &mut Figures) -> Result<()> {
+    tool::progress(&format!("store: {KNOWN} files whose names have {NAME_BYTES} bytes"));
+    for folder in 0..KNOWN / KNOWN_OF_A_FOLDER {
+        beat();
+        let folder = ground.tree.join(format!("{folder:032}-many"));
+        fs::create_dir(&folder)?;
+        for file in 0..KNOWN_OF_A_FOLDER {
+            File::create(folder.join(format!("{file:0NAME_BYTES$}")))?;
+        }
+    }
+    let mut guest = ground.boot(Server::StoreServer)?;
+    let without = server_size(&guest)?;
+    beat();
+    let find = format!("{}; find /store -newer /init > /dev/null", Server::StoreServer.mount());
+    guest.run(&find)?;
+    beat();
+    let known: usize = guest.run("awk '{ print $1 }' /proc/sys/fs/inode-nr")?.trim().parse()?;
+    ensure!(known > KNOWN, "the guest knows {known} files, not {KNOWN}");
+    let with = server_size(&guest)?;
+    tool::progress(&format!("  {without} KiB, and {with} KiB when they are known"));
+    figures.add("store server, memory", Vmm::Nixvmm, "KiB", vec![without]);
+    let of_a_file = (with - without) * 1024.0 / KNOWN as f64;
+    figures.add("store server, memory of a known file", Vmm::Nixvmm, "bytes", vec![of_a_file]);
     guest.power_off()
 }
 
@@ -266,7 +295,6 @@ struct Ground {
     testbed: Testbed,
     tree: PathBuf,
     erofs: PathBuf,
-    nodes: usize,
 }
 
 impl Ground {
@@ -289,9 +317,7 @@ impl Ground {
         let mut unpack = tool::command("tar");
         tool::finish(unpack.arg("-xf").arg(folder.join("store.tar")).arg("-C").arg(&tree))?;
         tool::run(Program::Virtiofsd.name(), ["--version"])?;
-        let found = tool::run("find", [&tree])?;
-        let nodes = found.iter().filter(|byte| **byte == b'\n').count();
-        Ok(Self { testbed, tree, erofs, nodes })
+        Ok(Self { testbed, tree, erofs })
     }
 
     fn boot(&self, server: Server) -> Result<Guest> {

@@ -1,10 +1,12 @@
 //! Does a guest see the host's folders as they are, and what becomes of it when nobody serves them
 //! any more?
 
+mod rights;
+
 use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -19,6 +21,7 @@ use tests::packages::Program;
 use tests::testbed::Testbed;
 use tests::tool;
 
+use self::rights::Rights;
 use crate::GuestTest;
 
 /// The load of a share: what it does, and how much of it.
@@ -43,13 +46,19 @@ pub(crate) const LISTING: &str = "\
 const ATTRIBUTE: &str = "security.nixvmm";
 const VALUE: &str = "seen from the guest";
 
+/// Busybox has no program for attributes; this one is run from the share.
+const PERL: &str = "/mnt/bin/ld.so --library-path /mnt/bin /mnt/bin/perl";
+
 fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
+    // Not only root serves what is in it.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
     let (own, other) = (folder.path().join("own"), folder.path().join("other"));
     let tree = own.join("tree");
-    let _volume = Volume::mount(&folder.path().join("volume"), &own)?;
+    let _volume = Mounted::image(&folder.path().join("volume"), &own)?;
     make_tree(&tree)?;
     bring_perl(&own.join("bin"))?;
+    let rights = Rights::lay(testbed, folder.path(), &own)?;
     fs::create_dir(&other)?;
     fs::write(other.join("file"), "of another process")?;
     let socket = folder.path().join("socket");
@@ -59,10 +68,12 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
         .arguments([Path::new("--control"), &control])
         .arguments(["--share", &format!("own,source={},xattr,sandbox=chroot", own.display())])
         .arguments(["--share", &format!("tag=other,socket={}", socket.display())])
+        .arguments(rights.arguments())
         .boot()?;
     guest.run("sh /modules/more 2> /dev/null; mount -t virtiofs own /mnt")?;
     let listing = sees_the_tree(&mut guest, &tree)?;
     writes_what_the_host_reads(&mut guest, &own)?;
+    rights.hold(&mut guest)?;
     builds_on_an_overlay(&mut guest, "/run/above", "")?;
     builds_on_an_overlay(&mut guest, "/mnt/above", ",userxattr")?;
     let kept = fs::read(own.join("above/upper/dir0/file0"))?;
@@ -74,10 +85,9 @@ fn folders_are_the_same(testbed: &Testbed) -> Result<()> {
     let lost = events.wait_for("process-lost")?;
     ensure!(lost.contains(socket.to_str().context("no UTF-8")?), "the event says {lost}");
     child_is_killed(&mut guest)?;
-    // The process that came back has ended again by now.
-    events.wait_for("process-lost")?;
-    let lost = events.wait_for("process-lost")?;
-    ensure!(lost.contains("share own") && lost.contains("virtiofsd"), "the event says {lost}");
+    // The process that came back has ended again by now, and the other children are killed too.
+    let is_own = |lost: &str| lost.contains("share own") && lost.contains("virtiofsd");
+    while !is_own(&events.wait_for("process-lost")?) {}
     guest.power_off()
 }
 
@@ -88,13 +98,11 @@ fn sees_the_tree(guest: &mut Guest, tree: &Path) -> Result<String> {
         anyhow::bail!("the host has\n{ours}\nand the guest sees\n{theirs}");
     }
     ensure!(seen == expected, "the guest sees other files:\n{seen}");
-    // Busybox has no program for attributes; this one is run from the share.
     let script = format!(
         "($path, $name, $value) = (\"/mnt/tree/plain\", \"{ATTRIBUTE}\", \"-\" x 64); \
          $n = syscall(191, $path, $name, $value, 64); print $n < 0 ? $! : substr($value, 0, $n)"
     );
-    let perl = "/mnt/bin/ld.so --library-path /mnt/bin /mnt/bin/perl";
-    let value = guest.run(&format!("{perl} -e '{script}'"))?;
+    let value = guest.run(&format!("{PERL} -e '{script}'"))?;
     ensure!(value == VALUE, "the guest reads an attribute as: {value}");
     Ok(expected)
 }
@@ -257,23 +265,31 @@ fn bring_perl(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An ext4 file system that is mounted until it is dropped: an overlay of a guest keeps its notes
-/// in attributes, which the file system of temporary files need not have.
-struct Volume<'a>(&'a Path);
+/// A file system that is mounted until it is dropped.
+struct Mounted(PathBuf);
 
-impl<'a> Volume<'a> {
-    fn mount(image: &Path, place: &'a Path) -> Result<Self> {
+impl Mounted {
+    /// An ext4 one: an overlay of a guest keeps its notes in attributes, which the file system of
+    /// temporary files need not have.
+    fn image(image: &Path, place: &Path) -> Result<Self> {
         fs::create_dir(place)?;
         File::create(image)?.set_len(VOLUME_BYTES)?;
         tool::finish(tool::command("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(image))?;
         tool::finish(tool::command("mount").args(["-o", "loop"]).args([image, place]))?;
-        Ok(Self(place))
+        Ok(Self(place.to_owned()))
+    }
+
+    /// A folder that all may look into at another place, which has a path for all.
+    fn bind(folder: &Path, place: &Path) -> Result<Self> {
+        fs::create_dir(place)?;
+        tool::finish(tool::command("mount").args(["-o", "bind,ro"]).args([folder, place]))?;
+        Ok(Self(place.to_owned()))
     }
 }
 
-impl Drop for Volume<'_> {
+impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = tool::finish(tool::command("umount").arg("-l").arg(self.0));
+        let _ = tool::finish(tool::command("umount").arg("-l").arg(&self.0));
     }
 }
 

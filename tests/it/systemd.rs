@@ -190,6 +190,22 @@ fn start_together(host: &SystemdHost) -> Result<()> {
     vm(host, &["ctl", "b", "state"]).map(drop)
 }
 
+/// A guest that runs becomes a snapshot and goes on; stopped, it gets back what it had then, and
+/// not what it wrote since.
+fn go_back(host: &SystemdHost) -> Result<()> {
+    vm(host, &["snapshot", "a", "running"])?;
+    let state = vm(host, &["ctl", "a", "state"])?;
+    ensure!(state.contains("running"), "{state}");
+    vm(host, &["stop", "a"])?;
+    ensure!(witness(host, "a")? == "started 1\nstopped\n", "{}", witness(host, "a")?);
+    vm(host, &["restore", "a", "running"])?;
+    let snapshots: Value = serde_json::from_str(&vm(host, &["snapshots", "a", "--json"])?)?;
+    let (taken, kept) = (&snapshots[0], &snapshots[1]);
+    ensure!(taken["running"] == true && taken["runner"] == "/opt/a-1", "{taken}");
+    ensure!(kept["tag"] == "1" && kept["runner"] == "/opt/a-2", "{kept}");
+    vm(host, &["snapshots", "a", "--remove", "1"]).map(drop)
+}
+
 /// An update changes what the next start runs, and nothing that runs; a rollback undoes it.
 fn change_one(host: &SystemdHost) -> Result<()> {
     let others = [process(host, "b")?, process(host, "c")?];
@@ -200,7 +216,8 @@ fn change_one(host: &SystemdHost) -> Result<()> {
     ensure!(updated["current"] == "/opt/a-2" && updated["booted"] == "/opt/a-1", "{updated}");
     ensure!(updated["needsRestart"] == true && process(host, "a")? == before, "{updated}");
 
-    vm(host, &["restart", "a"])?;
+    go_back(host)?;
+    vm(host, &["start", "a"])?;
     let restarted = guest(host, "a")?;
     ensure!(restarted["booted"] == "/opt/a-2", "{restarted}");
     ensure!(restarted["status"] == "Version 2 is up.", "{restarted}");
@@ -257,14 +274,18 @@ fn end(host: &SystemdHost) -> Result<()> {
     ensure!(witness(host, "c")? == "started 1\nstopped\n", "{}", witness(host, "c")?);
 
     vm(host, &["destroy", "a"])?;
-    let expected = "started 1\nstopped\nstarted 2\nstopped\nstarted 1\nstopped\n";
+    // The snapshot was taken before the first stop.
+    let expected = "started 1\nstarted 2\nstopped\nstarted 1\nstopped\n";
     ensure!(witness(host, "a")? == expected, "{}", witness(host, "a")?);
     let unit = host.attempt(&["systemctl", "is-active", "nixvmm@a"])?;
     ensure!(unit.stdout == b"inactive\n", "the unit of a removed guest is {unit:?}");
     let enabled = host.run(&["ls", "/etc/systemd/system/nixvmm.target.wants"])?;
     ensure!(!enabled.contains("nixvmm@a"), "a removed guest starts with the host: {enabled}");
     vm(host, &["destroy", "a", "--remove-state"])?;
-    ensure!(!host.path("/var/lib/microvms/a").exists(), "its folder is still there");
+    for left in ["a", ".snapshots/a"] {
+        let path = host.path("/var/lib/microvms").join(left);
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 
 /// As long as a host name may be, which a guest's usually is.
-const LENGTH_MAX: usize = 63;
+pub(super) const LENGTH_MAX: usize = 63;
 
 /// What a user's name has before the guest's.
 const USER_PREFIX: &str = "vm-";
@@ -41,15 +41,22 @@ impl FromStr for Name {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        ensure!(
-            text.bytes().next().is_some_and(is_word)
-                && text.bytes().all(|byte| is_word(byte) || byte == b'-'),
-            "a guest's name has letters, digits, `_` and `-`, and does not begin with `-`",
-        );
-        ensure!(text.len() <= LENGTH_MAX, "a guest's name has at most {LENGTH_MAX} characters");
+        ensure_word("guest", text, "-")?;
         Ok(Self(text.to_owned()))
     }
+}
+
+/// Refuses a name of `what` that could lead elsewhere, or with a letter that neither everybody nor
+/// `marks` has; none of those is its first.
+pub(super) fn ensure_word(what: &str, text: &str, marks: &str) -> Result<()> {
+    let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    ensure!(
+        text.starts_with(is_word)
+            && text.chars().all(|letter| is_word(letter) || marks.contains(letter)),
+        "a {what}'s name has letters, digits, `_` and, but not first, any of `{marks}`",
+    );
+    ensure!(text.len() <= LENGTH_MAX, "a {what}'s name has at most {LENGTH_MAX} characters");
+    Ok(())
 }
 
 impl fmt::Display for Name {

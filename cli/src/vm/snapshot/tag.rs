@@ -3,10 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-/// Shorter than any file system's limit, with what a snapshot that is being made has before it.
-const LENGTH_MAX: usize = 63;
+use crate::vm::name::ensure_word;
 
 /// A name that leads nowhere but to its snapshot: no separator, and no dot at its beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,14 +28,7 @@ impl FromStr for Tag {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        ensure!(
-            text.bytes().next().is_some_and(is_word)
-                && text.bytes().all(|byte| is_word(byte) || matches!(byte, b'-' | b'.')),
-            "a snapshot's name has letters, digits, `_`, `-` and `.`, and begins with none of the \
-             last two",
-        );
-        ensure!(text.len() <= LENGTH_MAX, "a snapshot's name has at most {LENGTH_MAX} characters");
+        ensure_word("snapshot", text, "-.")?;
         Ok(Self(text.to_owned()))
     }
 }
@@ -50,6 +42,7 @@ impl fmt::Display for Tag {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::vm::name::LENGTH_MAX;
 
     #[test]
     fn names_that_could_lead_elsewhere_are_refused() {

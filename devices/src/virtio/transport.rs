@@ -259,9 +259,8 @@ impl Transport {
             self.device.reset();
         }
         self.config_change.set_interrupt(Interrupt::None);
-        for doorbell in &self.doorbells {
-            doorbell.take();
-        }
+        // Doorbells stay signalled: a vhost-user process that was woken by one and finds nothing to
+        // take ends its thread (vhost-user-backend), and who comes next looks in vain once.
         // A worker that is on its way out keeps the old flag.
         self.needs_reset = Arc::default();
         self.status = 0;

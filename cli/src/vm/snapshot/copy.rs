@@ -1,8 +1,9 @@
 //! Copies of images: the same extents where the file system can share them, else the bytes that
 //! are there and no holes.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,7 +11,6 @@ use rustix::fs::{IFlags, SeekFrom, fstatvfs, ioctl_ficlone, ioctl_getflags, ioct
 use rustix::io::Errno;
 use vmm::host::{END_REQUESTS, Signals};
 
-use super::images::allocated;
 use crate::ctl::print::size_text;
 
 /// Bytes that are copied between two looks at whether somebody wants it to end.
@@ -135,6 +135,12 @@ fn share_kind(source: &File, target: &File) {
     }
 }
 
+/// Bytes that a file takes.
+pub(super) fn allocated(metadata: &Metadata) -> u64 {
+    // The unit of `st_blocks` (stat(3type)).
+    metadata.blocks().saturating_mul(512)
+}
+
 /// Refuses a copy that would fill the file system.
 fn ensure_room(source: &File, target: &File) -> Result<()> {
     let room = fstatvfs(target)?;
@@ -155,7 +161,7 @@ fn ensure_fits(needed: u64, free: u64) -> Result<()> {
 
 #[cfg(test)]
 mod test {
-    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    use std::os::unix::fs::FileExt as _;
 
     use super::*;
 

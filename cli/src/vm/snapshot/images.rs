@@ -4,7 +4,7 @@
 //! nothing in it is opened through a link, and nothing but regular files.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -220,12 +220,6 @@ impl<'a> Home<'a> {
         }
         Some(inside).filter(|inside| inside.file_name().is_some())
     }
-}
-
-/// Bytes that a file takes.
-pub(super) fn allocated(metadata: &Metadata) -> u64 {
-    // The unit of `st_blocks` (stat(3type)).
-    metadata.blocks().saturating_mul(512)
 }
 
 /// A new file, for nobody else.

@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::copy::Copier;
-use super::images::{IMAGES_MAX, Image, allocated, create};
+use super::copy::{Copier, allocated};
+use super::images::{IMAGES_MAX, Image, create};
 use super::tag::Tag;
 use crate::vm::folder::{Folder, Link, State};
 use crate::vm::name::Name;

@@ -1,6 +1,7 @@
 //! The measurements, made in the emulated host.
 
 mod exits;
+mod idle;
 mod network;
 
 use std::collections::BTreeMap;
@@ -18,11 +19,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::MountFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
+use self::network::Network;
 use super::mark::Stage as Reached;
 use super::stage::{BZIMAGE, DISK, INITRD, Stage, VMLINUX};
 use super::trace::{self, Event, Request};
 use super::vmm::{Machine, Vmm};
-use super::{Figures, Plan, Topic, memory, store};
+use super::{Figures, Plan, Topic, store};
 use crate::emulated_host::HEARTBEAT;
 use crate::tool;
 
@@ -39,9 +41,6 @@ const BEAT: Duration = Duration::from_secs(5);
 
 /// How often a VMM is looked at; looking costs instructions of the processor it runs on.
 const POLL: Duration = Duration::from_millis(100);
-
-/// How long an idle guest is left alone before its VMM's memory is counted.
-const SETTLING: Duration = Duration::from_secs(30);
 
 /// Alternating runs of each VMM, where time is measured by a clock that is not exact.
 const PAIRS: usize = 5;
@@ -82,6 +81,12 @@ pub fn run(plan: &Plan) -> Result<()> {
     let host = Host { plan, stage: Stage::set(folder, plan)? };
     // Its servers listen as long as this process lives.
     let mut network = None;
+    let set_up = |network: &mut Option<Network>| -> Result<()> {
+        if network.is_none() {
+            *network = Some(Network::set_up(&host.stage)?);
+        }
+        Ok(())
+    };
     for topic in of_vmms {
         match topic {
             Topic::Start => host.each(&mut figures, "start", Host::start),
@@ -91,10 +96,12 @@ pub fn run(plan: &Plan) -> Result<()> {
             Topic::Block => host.each(&mut figures, "block", Host::block),
             Topic::Pairs => host.pairs(&mut figures)?,
             Topic::Store | Topic::StoreStart => {}
+            Topic::Devices => {
+                set_up(&mut network)?;
+                host.each(&mut figures, "devices", Host::every_device);
+            }
             Topic::Net | Topic::NetExits => {
-                if network.is_none() {
-                    network = Some(network::Network::set_up(&host.stage)?);
-                }
+                set_up(&mut network)?;
                 for link in &plan.links {
                     let what = format!("{topic:?}, {}", link.name());
                     let measure = |host: &Host<'_>, vmm: Vmm, figures: &mut _| match topic {
@@ -211,35 +218,6 @@ impl Host<'_> {
                 figures.add(&format!("exits until {what}"), vmm, "", vec![kinds.values().sum()]);
             figure.parts = kinds;
         }
-        Ok(())
-    }
-
-    fn memory(&self, vmm: Vmm, figures: &mut Figures) -> Result<()> {
-        let mut sizes = Vec::new();
-        for processors in [1, 4] {
-            beat();
-            let machine = Machine { processors, ..self.bzimage("idle") };
-            trace::start(&[MARKS])?;
-            let mut child = self.spawn(vmm, &machine)?;
-            let idle = wait_for(PATIENCE, || {
-                ensure!(child.try_wait()?.is_none(), "the VMM ended before its guest was idle");
-                let text = fs::read_to_string(trace::FILE)?;
-                Ok(text.contains(&format!(" a1 {:#x} ", Reached::Idle as u64)))
-            });
-            thread::sleep(SETTLING);
-            let size = memory::outside_ram(child.id(), u64::from(MEMORY_MIB) * 1024);
-            let _ = child.kill();
-            child.wait()?;
-            trace::stop(&[MARKS])?;
-            idle?;
-            let (size, parts) = size?;
-            sizes.push(size as f64);
-            let row = format!("memory outside RAM, {processors} vCPU");
-            let figure = figures.add(&row, vmm, "KiB", vec![size as f64]);
-            figure.parts = parts.into_iter().map(|(name, size)| (name, size as f64)).collect();
-        }
-        let further = (sizes[1] - sizes[0]) / 3.0;
-        figures.add("memory per further vCPU", vmm, "KiB", vec![further]);
         Ok(())
     }
 
@@ -361,6 +339,7 @@ impl Host<'_> {
             measure,
             io_thread: false,
             link: None,
+            has_every_device: false,
         }
     }
 

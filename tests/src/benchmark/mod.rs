@@ -40,6 +40,17 @@ const MODULES: [&str; 4] = ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_c
 /// What it loads besides where a network is measured.
 const NETWORK_MODULES: [&str; 2] = ["virtio_net", "vmw_vsock_virtio_transport"];
 
+/// What it loads besides both where it has every device.
+const FURTHER_MODULES: [&str; 7] = [
+    "virtio_balloon",
+    "virtio_mem",
+    "virtio_pmem",
+    "nd_pmem",
+    "virtiofs",
+    "virtio_rng",
+    "wdat_wdt",
+];
+
 /// What can be measured.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 pub enum Topic {
@@ -51,6 +62,8 @@ pub enum Topic {
     Exits,
     /// Memory besides the guest's, idle.
     Memory,
+    /// The same with one of each kind of device that nixvmm has.
+    Devices,
     /// Random reads and writes of 4 KiB, in instructions.
     Block,
     /// The same in time, by alternating pairs on two processors.
@@ -223,15 +236,17 @@ fn vmlinux(cache: &Cache, kernel: &Kernel, nixvmm: &Path) -> Result<PathBuf> {
 
 fn initramfs(cache: &Cache, kernel: &Kernel, guest: &Path) -> Result<PathBuf> {
     let init = fs::read(guest).with_context(|| guest.display().to_string())?;
-    let inputs = [kernel.release.as_bytes(), &init, b"3"];
+    let inputs = [kernel.release.as_bytes(), &init, b"4"];
     let folder = cache.entry("benchmark-guest", &inputs, |folder| {
         let mut archive = Archive::new();
         archive.program("init", &init);
         archive.folder("modules");
         let mut seen = Vec::new();
-        for (list, names) in
-            [("modules/order", &MODULES[..]), ("modules/network", &NETWORK_MODULES)]
-        {
+        for (list, names) in [
+            ("modules/order", &MODULES[..]),
+            ("modules/network", &NETWORK_MODULES),
+            ("modules/further", &FURTHER_MODULES),
+        ] {
             let mut order = String::new();
             for module in kernel.load_order(names)? {
                 if seen.contains(&module.name) {

@@ -54,6 +54,8 @@ pub struct Machine<'a> {
     pub io_thread: bool,
     /// What connects it with the host.
     pub link: Option<Link>,
+    /// Whether it has one of each kind of device that nixvmm has, besides the link.
+    pub has_every_device: bool,
 }
 
 /// What connects a guest with its host.
@@ -97,6 +99,24 @@ pub const TAP: &str = "nvbench";
 
 /// Where unix sockets of the host's ports are, in the root of the VMMs.
 pub const GATE: &str = "/tmp/vsock";
+
+/// What gives nixvmm the devices that a benchmark's guest does not need.
+const FURTHER_DEVICES: [&str; 14] = [
+    "--memory",
+    "256M,max=512M",
+    "--vsock",
+    "socket=/tmp/gate",
+    "--pmem",
+    "file=/volume/vmlinux,readonly",
+    "--store-share",
+    "store=/volume",
+    "--serial",
+    "file,path=/tmp/serial",
+    "--control",
+    "/tmp/control",
+    "--watchdog",
+    "exit",
+];
 
 /// The guest's context id.
 const CID: u32 = 42;
@@ -176,7 +196,11 @@ fn nixvmm(machine: &Machine<'_>, transport: &str) -> Vec<String> {
     let disk = format!("path={}", machine.disk.display());
     let (processors, memory) = (machine.processors.to_string(), format!("{}M", machine.memory));
     let mut words = kernel_and_initrd(machine, "--kernel", "--initrd");
-    words.extend(["--disk", &disk, "--cpus", &processors, "--memory", &memory].map(str::to_owned));
+    words.extend(["--disk", &disk, "--cpus", &processors].map(str::to_owned));
+    match machine.has_every_device {
+        true => words.extend(FURTHER_DEVICES.map(str::to_owned)),
+        false => words.extend(["--memory", &memory].map(str::to_owned)),
+    }
     words.extend(["--transport", transport, "--on-reboot", "exit"].map(str::to_owned));
     let link = |flag: &str, value: String| [flag.to_owned(), value];
     words.extend(machine.link.into_iter().flat_map(|kind| match kind {

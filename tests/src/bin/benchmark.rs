@@ -57,6 +57,7 @@ fn main() -> Result<ExitCode> {
         Topic::Boot,
         Topic::Exits,
         Topic::Memory,
+        Topic::Devices,
         Topic::Block,
         Topic::Net,
         Topic::NetExits,

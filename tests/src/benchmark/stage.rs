@@ -24,7 +24,10 @@ pub const BZIMAGE: &str = "/volume/bzImage";
 pub const VMLINUX: &str = "/volume/vmlinux";
 /// The initramfs.
 pub const INITRD: &str = "/volume/initrd";
+/// An image for a device of persistent memory.
+pub const PERSISTENT: &str = "/volume/persistent.raw";
 const DISK_MIB: usize = 256;
+const PERSISTENT_MIB: usize = 16;
 const VOLUME: &str = "448M";
 
 /// A root for [`chroot`](https://man7.org/linux/man-pages/man1/chroot.1.html).
@@ -99,11 +102,14 @@ impl Stage {
         tool::finish(make.args(options).arg(&image).arg(VOLUME))?;
         let mut mount = tool::command("mount");
         tool::finish(mount.args(["-o", "loop,noatime"]).arg(&image).arg(self.root.join("volume")))?;
-        let mut disk = File::create(self.root.join(DISK.trim_start_matches('/')))?;
-        for _ in 0..DISK_MIB {
-            disk.write_all(&vec![0x5a; 1 << 20])?;
+        for (image, mebibytes) in [(DISK, DISK_MIB), (PERSISTENT, PERSISTENT_MIB)] {
+            let mut image = File::create(self.path(Path::new(image))?)?;
+            for _ in 0..mebibytes {
+                image.write_all(&vec![0x5a; 1 << 20])?;
+            }
+            image.sync_all()?;
         }
-        Ok(disk.sync_all()?)
+        Ok(())
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::stage::PERSISTENT;
+
 /// A VMM, or one of its modes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 pub enum Vmm {
@@ -100,14 +102,12 @@ pub const TAP: &str = "nvbench";
 /// Where unix sockets of the host's ports are, in the root of the VMMs.
 pub const GATE: &str = "/tmp/vsock";
 
-/// What gives nixvmm the devices that a benchmark's guest does not need.
-const FURTHER_DEVICES: [&str; 14] = [
+/// What gives nixvmm the devices that a benchmark's guest does not need, besides [`PERSISTENT`].
+const FURTHER_DEVICES: [&str; 12] = [
     "--memory",
     "256M,max=512M",
     "--vsock",
     "socket=/tmp/gate",
-    "--pmem",
-    "file=/volume/vmlinux,readonly",
     "--store-share",
     "store=/volume",
     "--serial",
@@ -198,7 +198,10 @@ fn nixvmm(machine: &Machine<'_>, transport: &str) -> Vec<String> {
     let mut words = kernel_and_initrd(machine, "--kernel", "--initrd");
     words.extend(["--disk", &disk, "--cpus", &processors].map(str::to_owned));
     match machine.has_every_device {
-        true => words.extend(FURTHER_DEVICES.map(str::to_owned)),
+        true => {
+            words.extend(FURTHER_DEVICES.map(str::to_owned));
+            words.extend(["--pmem".to_owned(), format!("file={PERSISTENT},readonly")]);
+        }
         false => words.extend(["--memory", &memory].map(str::to_owned)),
     }
     words.extend(["--transport", transport, "--on-reboot", "exit"].map(str::to_owned));

@@ -35,11 +35,8 @@ impl Host<'_> {
         if vmm != Vmm::Nixvmm {
             return Ok(());
         }
-        let machine = Machine {
-            link: Some(Link::Tap),
-            has_every_device: true,
-            ..self.bzimage("devices")
-        };
+        let machine =
+            Machine { link: Some(Link::Tap), has_every_device: true, ..self.bzimage("devices") };
         let (size, parts) = self.outside_ram(vmm, &machine)?;
         let row = "memory outside RAM, every device";
         figures.add(row, vmm, "KiB", vec![size]).parts = parts;
@@ -47,11 +44,7 @@ impl Host<'_> {
     }
 
     /// KiB outside the RAM of a guest that has become idle, and the same by mapping.
-    fn outside_ram(
-        &self,
-        vmm: Vmm,
-        machine: &Machine<'_>,
-    ) -> Result<(f64, BTreeMap<String, f64>)> {
+    fn outside_ram(&self, vmm: Vmm, machine: &Machine<'_>) -> Result<(f64, BTreeMap<String, f64>)> {
         beat();
         trace::start(&[MARKS])?;
         let mut child = self.spawn(vmm, machine)?;

@@ -61,18 +61,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     fs::create_dir_all(folder)?;
     let _ = rustix::mount::mount("t", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None);
     let mut figures = Figures::default();
-    let is_asked = |_: &&_| plan.topics.contains(&Topic::Store);
-    if let Some(store) = plan.store.as_ref().filter(is_asked) {
-        for server in &plan.servers {
-            let folder = folder.join(format!("store-{}", server.name()));
-            if let Err(error) = store::run(store, *server, &folder, beat, &mut figures) {
-                let note = format!("store, {}: {error:#}", server.name());
-                tool::progress(&note);
-                figures.notes.push(note);
-            }
-            figures.save(&plan.results)?;
-        }
-    }
+    stores(plan, folder, &mut figures)?;
     let of_vmms: Vec<_> = plan.topics.iter().filter(|topic| **topic != Topic::Store).collect();
     if of_vmms.is_empty() {
         return Ok(());
@@ -113,6 +102,21 @@ pub fn run(plan: &Plan) -> Result<()> {
                 }
             }
             Topic::Profile => host.each(&mut figures, "profile", Host::profile),
+        }
+        figures.save(&plan.results)?;
+    }
+    Ok(())
+}
+
+fn stores(plan: &Plan, folder: &Path, figures: &mut Figures) -> Result<()> {
+    let is_asked = |_: &&_| plan.topics.contains(&Topic::Store);
+    let Some(store) = plan.store.as_ref().filter(is_asked) else { return Ok(()) };
+    for server in &plan.servers {
+        let folder = folder.join(format!("store-{}", server.name()));
+        if let Err(error) = store::run(store, *server, &folder, beat, figures) {
+            let note = format!("store, {}: {error:#}", server.name());
+            tool::progress(&note);
+            figures.notes.push(note);
         }
         figures.save(&plan.results)?;
     }

@@ -91,6 +91,8 @@ pub struct Plan {
     pub vmlinux: PathBuf,
     /// The guest's initramfs.
     pub initrd: PathBuf,
+    /// The same with the drivers of every device, which others would only load.
+    pub initrd_of_devices: PathBuf,
     /// For its `chroot`.
     pub busybox: PathBuf,
     /// What reads from a store are measured with, where they are.
@@ -155,7 +157,10 @@ impl Plan {
         let guest = program::build_static("tests", "benchmark-guest", "test-guest")?;
         let kernel = Kernel::fetch(cache)?;
         let vmlinux = vmlinux(cache, &kernel, &nixvmm)?;
-        let initrd = initramfs(cache, &kernel, &guest)?;
+        let lists = [("modules/order", &MODULES[..]), ("modules/network", &NETWORK_MODULES)];
+        let initrd = initramfs(cache, &kernel, &guest, &lists)?;
+        let further = [&lists[..], &[("modules/further", &FURTHER_MODULES)]].concat();
+        let initrd_of_devices = initramfs(cache, &kernel, &guest, &further)?;
         let busybox = packages::busybox(cache)?;
         let store = topics.contains(&Topic::Store).then(|| store::Store::prepare(cache, &nixvmm));
         let store = store.transpose()?;
@@ -166,6 +171,7 @@ impl Plan {
             bzimage,
             vmlinux,
             initrd,
+            initrd_of_devices,
             busybox,
             store,
             topics,
@@ -234,19 +240,22 @@ fn vmlinux(cache: &Cache, kernel: &Kernel, nixvmm: &Path) -> Result<PathBuf> {
     Ok(folder.join("vmlinux"))
 }
 
-fn initramfs(cache: &Cache, kernel: &Kernel, guest: &Path) -> Result<PathBuf> {
+/// The guest's program, and modules by lists of what they are for.
+fn initramfs(
+    cache: &Cache,
+    kernel: &Kernel,
+    guest: &Path,
+    lists: &[(&str, &[&str])],
+) -> Result<PathBuf> {
     let init = fs::read(guest).with_context(|| guest.display().to_string())?;
-    let inputs = [kernel.release.as_bytes(), &init, b"4"];
+    let names = format!("{lists:?}");
+    let inputs = [kernel.release.as_bytes(), &init, names.as_bytes()];
     let folder = cache.entry("benchmark-guest", &inputs, |folder| {
         let mut archive = Archive::new();
         archive.program("init", &init);
         archive.folder("modules");
         let mut seen = Vec::new();
-        for (list, names) in [
-            ("modules/order", &MODULES[..]),
-            ("modules/network", &NETWORK_MODULES),
-            ("modules/further", &FURTHER_MODULES),
-        ] {
+        for (list, names) in lists {
             let mut order = String::new();
             for module in kernel.load_order(names)? {
                 if seen.contains(&module.name) {

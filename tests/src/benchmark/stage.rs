@@ -24,6 +24,8 @@ pub const BZIMAGE: &str = "/volume/bzImage";
 pub const VMLINUX: &str = "/volume/vmlinux";
 /// The initramfs.
 pub const INITRD: &str = "/volume/initrd";
+/// The same with the drivers of every device.
+pub const INITRD_OF_DEVICES: &str = "/volume/initrd-of-devices";
 /// An image for a device of persistent memory.
 pub const PERSISTENT: &str = "/volume/persistent.raw";
 const DISK_MIB: usize = 256;
@@ -62,9 +64,12 @@ impl Stage {
             stage.copy_folder(Path::new(folder))?;
         }
         stage.make_volume()?;
-        for (file, name) in
-            [(&plan.bzimage, BZIMAGE), (&plan.vmlinux, VMLINUX), (&plan.initrd, INITRD)]
-        {
+        for (file, name) in [
+            (&plan.bzimage, BZIMAGE),
+            (&plan.vmlinux, VMLINUX),
+            (&plan.initrd, INITRD),
+            (&plan.initrd_of_devices, INITRD_OF_DEVICES),
+        ] {
             fs::copy(file, stage.path(Path::new(name))?)?;
         }
         Ok(stage)

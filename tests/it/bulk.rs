@@ -2,7 +2,7 @@
 //! as it comes, whatever the amount.
 
 use std::env;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,19 @@ pub(crate) fn launch(testbed: &Testbed) -> Launch {
 pub(crate) fn install(guest: &mut Guest) -> Result<()> {
     let copy = format!("dd if=/dev/vda of={STREAM_END} bs=64k && chmod +x {STREAM_END}");
     guest.run(&copy).map(drop)
+}
+
+/// Pings and connections of IPv4 and IPv6, both ways and several at once, with every byte checked.
+pub(crate) fn carries_everything(guest: &mut Guest, network: u8, bytes: u64) -> Result<()> {
+    let (four, six) = (format!("10.{network}.0.1"), format!("fd{network}::1"));
+    guest.run(&format!("ping -c 1 {four} && ping -c 1 {six}"))?;
+    for (address, bytes) in [(&four, bytes), (&six, bytes / 4)] {
+        let place: IpAddr = address.parse()?;
+        let listener = TcpListener::bind((place, 0)).context("the host's address is not there")?;
+        sends(guest, address, &listener, bytes)?;
+        receives(guest, address, &listener, bytes)?;
+    }
+    Ok(())
 }
 
 /// The guest sends `bytes` to `listener`, which it reaches at `address`, over four connections, or

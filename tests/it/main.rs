@@ -9,6 +9,7 @@ mod bulk;
 mod console;
 mod control;
 mod disk;
+mod interface;
 mod machine;
 mod memory;
 mod net;

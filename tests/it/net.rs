@@ -2,9 +2,7 @@
 //! happens to a guest whose link goes away.
 
 use std::fs;
-use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +13,8 @@ use tests::tool;
 use tests::wire::Wire;
 
 use crate::GuestTest;
-use crate::bulk::{self, MEBIBYTE};
+use crate::bulk::{self, MEBIBYTE, carries_everything};
+use crate::interface::{Interface, set_up};
 
 pub(crate) const TESTS: &[GuestTest] = &[
     ("net::a_tap_of_four_queues_carries_everything_and_may_go_away", four_queues),
@@ -149,19 +148,6 @@ fn refusals(testbed: &Testbed) -> Result<()> {
     refused(testbed, "fd=77", &["descriptor 77 is not open"])
 }
 
-/// Pings and connections of IPv4 and IPv6, both ways and several at once, with every byte checked.
-fn carries_everything(guest: &mut Guest, network: u8, bytes: u64) -> Result<()> {
-    let (four, six) = (format!("10.{network}.0.1"), format!("fd{network}::1"));
-    guest.run(&format!("ping -c 1 {four} && ping -c 1 {six}"))?;
-    for (address, bytes) in [(&four, bytes), (&six, bytes / 4)] {
-        let place: IpAddr = address.parse()?;
-        let listener = TcpListener::bind((place, 0)).context("the host's address is not there")?;
-        bulk::sends(guest, address, &listener, bytes)?;
-        bulk::receives(guest, address, &listener, bytes)?;
-    }
-    Ok(())
-}
-
 /// What leaves the host for a network that has no offloads leaves it whole, though the guest lets
 /// others cut its frames and complete their checksums; and what comes from there arrives.
 fn leaves_the_host(guest: &mut Guest, testbed: &Testbed, control: &str) -> Result<()> {
@@ -225,17 +211,6 @@ impl Drop for Setting {
     }
 }
 
-/// Gives a card of the guest its addresses in network `number`.
-fn set_up(guest: &mut Guest, card: &str, number: u8) -> Result<()> {
-    guest
-        .run(&format!(
-            "echo 0 > /proc/sys/net/ipv6/conf/{card}/accept_dad; ip addr add 10.{number}.0.2/24 \
-             dev {card}; ip addr add fd{number}::2/64 dev {card}; ip link set {card} up; \
-             until grep -q 1 /sys/class/net/{card}/carrier; do sleep 0.1; done"
-        ))
-        .map(drop)
-}
-
 /// Expects an error that has all `words` when `nixvmm` is given a card.
 fn refused(testbed: &Testbed, net: &str, words: &[&str]) -> Result<()> {
     let mut guest = Launch::tiny(testbed, &testbed.bzimage).arguments(["--net", net]).start()?;
@@ -253,42 +228,4 @@ fn started_by(testbed: &Testbed, script: &str) -> Result<(tempfile::TempDir, Tes
     fs::write(&program, script.replace("PROGRAM", &testbed.program.to_string_lossy()))?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     Ok((folder, Testbed { program, ..testbed.clone() }))
-}
-
-/// An interface of the host, which goes when it is dropped.
-struct Interface(&'static str);
-
-impl Interface {
-    /// Makes an interface with `arguments` of ip(8) and gives it addresses in network `number`.
-    fn add(arguments: &[&str], name: &'static str, number: u8) -> Result<Self> {
-        // A test that was ended may have left it.
-        let _ = ip(&["link", "delete", name]);
-        ip(arguments)?;
-        let interface = Self(name);
-        interface.set(&["up"])?;
-        interface.address(number)?;
-        Ok(interface)
-    }
-
-    fn address(&self, number: u8) -> Result<()> {
-        for address in [format!("10.{number}.0.1/24"), format!("fd{number}::1/64")] {
-            ip(&["addr", "replace", &address, "dev", self.0, "nodad"])
-                .or_else(|_| ip(&["addr", "replace", &address, "dev", self.0]))?;
-        }
-        Ok(())
-    }
-
-    fn set(&self, arguments: &[&str]) -> Result<()> {
-        ip(&[&["link", "set", self.0][..], arguments].concat())
-    }
-}
-
-impl Drop for Interface {
-    fn drop(&mut self) {
-        let _ = ip(&["link", "delete", self.0]);
-    }
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    tool::run("ip", arguments.iter().map(Path::new)).map(drop)
 }

@@ -1,77 +1,56 @@
 //! Do processes and the host's kernel serve devices in our place? A network of the user's own by
 //! passt, and a vhost-user process that comes and goes.
 
+mod user_network;
+
 use std::env;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use tests::events::Events;
 use tests::guest::{Guest, Launch, PATIENCE};
 use tests::testbed::Testbed;
 use tests::tool;
 
 use crate::GuestTest;
-use crate::bulk;
-use crate::share::kill_children;
+use crate::bulk::{self, MEBIBYTE};
+use crate::interface::{Interface, set_up};
 
 pub(crate) const TESTS: &[GuestTest] = &[
-    ("vhost::passt_gives_the_guest_addresses_a_way_out_and_forwarded_ports", passt_serves),
+    ("vhost::passt_gives_the_guest_addresses_a_way_out_and_forwarded_ports", user_network::serves),
     ("vhost::a_vhost_user_process_that_is_killed_and_restarted_serves_again", comes_back),
     ("vhost::the_hosts_kernel_moves_frames_over_pci", |testbed| kernel_moves(testbed, "pci", 2)),
     ("vhost::the_hosts_kernel_moves_frames_over_mmio", |testbed| kernel_moves(testbed, "mmio", 1)),
     ("vhost::a_passt_that_cannot_serve_is_refused_with_the_reason", passt_refusals),
 ];
 
+/// The tap of a guest whose frames the host's kernel moves, its network and the addresses there.
+const TAP: &str = "nvvhost";
+const NETWORK: u8 = 97;
+const HOST: Ipv4Addr = Ipv4Addr::new(10, NETWORK, 0, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, NETWORK, 0, 2);
+
 /// Bytes that go each way: several times what any ring holds.
 const BYTES: usize = 2 << 20;
 
-/// Brings the card up and asks for an address; prints it, and the gateway.
+/// Where only the host itself reaches what listens, and passt's guests at their gateway's address.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Brings the card up and asks for an address and name servers; prints the address and the gateway.
 const DHCP: &str = "\
     printf '#!/bin/sh\\n[ \"$1\" = bound ] || exit 0\\nifconfig $interface $ip netmask $subnet\\n\
     ifconfig $interface mtu ${mtu:-1500}\\n\
-    route add default gw $router $interface 2>/dev/null\\necho $ip $router > /run/lease\\n' \
-    > /run/dhcp; chmod +x /run/dhcp; ifconfig lo up; ifconfig eth0 up; rm -f /run/lease; \
+    route add default gw $router $interface 2>/dev/null\\n\
+    for server in $dns; do echo nameserver $server; done > /etc/resolv.conf\\n\
+    echo $ip $router > /run/lease\\n' \
+    > /run/dhcp; chmod +x /run/dhcp; mkdir -p /etc; rm -f /run/lease; \
+    ifconfig lo up; ifconfig eth0 up; \
     udhcpc -i eth0 -O mtu -n -q -t 10 -s /run/dhcp > /run/udhcpc 2>&1 || cat /run/udhcpc; \
     cat /run/lease";
-
-fn passt_serves(testbed: &Testbed) -> Result<()> {
-    let port = 2222;
-    let folder = tempfile::tempdir()?;
-    let control = folder.path().join("control");
-    let mut guest = bulk::launch(testbed)
-        .environment("PATH", path_with_passt(testbed)?)
-        .arguments(["--net", "type=user"])
-        .arguments(["--forward", &format!("tcp:127.0.0.1:{port}:22")])
-        .arguments(["--forward", "udp:5353:53"])
-        .arguments([Path::new("--control"), &control])
-        .boot()?;
-    let gateway = lease(&mut guest)?;
-    from_guest_to_the_host(&mut guest, &gateway)?;
-    from_host_into_guest(&mut guest, (Ipv4Addr::LOCALHOST, port))?;
-    if let Some(bytes) = bulk::wanted() {
-        bulk::install(&mut guest)?;
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        bulk::sends(&mut guest, &gateway, &listener, bytes)?;
-    }
-    // The network outlives a guest's restart.
-    guest.tell("reboot -f")?;
-    guest.wait_for_agent().context("after a reboot in place")?;
-    let gateway = lease(&mut guest).context("after a reboot in place")?;
-    from_guest_to_the_host(&mut guest, &gateway)?;
-    from_host_into_guest(&mut guest, (Ipv4Addr::LOCALHOST, port))?;
-    // The guest outlives its network.
-    let mut events = Events::follow(&testbed.program, &control)?;
-    kill_children(&guest)?;
-    let lost = events.wait_for("process-lost").map_err(|error| guest.explain(error))?;
-    ensure!(lost.contains("net0") && lost.contains("passt"), "the event says {lost}");
-    wait_for(&mut guest, "[ $(cat /sys/class/net/eth0/carrier) = 0 ]")?;
-    guest.power_off()
-}
 
 fn comes_back(testbed: &Testbed) -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -82,18 +61,19 @@ fn comes_back(testbed: &Testbed) -> Result<()> {
         .arguments([format!("vhost-user={}", socket.display())])
         .boot()?;
     let gateway = lease(&mut guest)?;
-    from_guest_to_the_host(&mut guest, &gateway)?;
+    from_guest_to_the_host(&mut guest, &gateway, LOOPBACK)?;
     drop(process);
     wait_for(&mut guest, "[ $(cat /sys/class/net/eth0/carrier) = 0 ]")?;
     let _process = ListeningPasst::start(testbed, &socket)?;
     wait_for(&mut guest, "[ $(cat /sys/class/net/eth0/carrier) = 1 ]")?;
     let gateway = lease(&mut guest).context("after the process came back")?;
-    from_guest_to_the_host(&mut guest, &gateway)?;
+    from_guest_to_the_host(&mut guest, &gateway, LOOPBACK)?;
     guest.power_off()
 }
 
 fn kernel_moves(testbed: &Testbed, transport: &str, processors: u32) -> Result<()> {
-    let _tap = Tap::add()?;
+    let tuntap = ["tuntap", "add", TAP, "mode", "tap", "multi_queue"];
+    let _tap = Interface::add(&tuntap, TAP, NETWORK)?;
     let mut guest = bulk::launch(testbed)
         .arguments(["--cpus", &processors.to_string(), "--transport", transport])
         .arguments(["--net", &format!("tap={TAP},vhost=on")])
@@ -103,17 +83,16 @@ fn kernel_moves(testbed: &Testbed, transport: &str, processors: u32) -> Result<(
         is_running(&worker, guest.process_id())?,
         "there is no {worker}: who moves the frames?"
     );
-    let up = format!("ifconfig eth0 {GUEST} netmask 255.255.255.0 up");
-    guest.run(&up)?;
-    from_guest_to_the_host(&mut guest, &HOST.to_string())?;
-    from_host_into_guest(&mut guest, (GUEST, 22))?;
-    if let Some(bytes) = bulk::wanted() {
-        carries_much(&mut guest, &HOST.to_string(), bytes)?;
-    }
+    set_up(&mut guest, "eth0", NETWORK)?;
+    bulk::install(&mut guest)?;
+    bulk::carries_everything(&mut guest, NETWORK, bulk::wanted().unwrap_or(MEBIBYTE))?;
+    from_guest_to_the_host(&mut guest, &HOST.to_string(), HOST.into())?;
+    from_host_into_guest(&mut guest, GUEST.into(), 22)?;
     guest.tell("reboot -f")?;
     guest.wait_for_agent().context("after a reboot in place")?;
-    guest.run(&up)?;
-    from_guest_to_the_host(&mut guest, &HOST.to_string())?;
+    set_up(&mut guest, "eth0", NETWORK)?;
+    guest.run(&format!("ping -c 1 fd{NETWORK}::1"))?;
+    from_guest_to_the_host(&mut guest, &HOST.to_string(), HOST.into())?;
     let pairs = guest.run("ls -d /sys/class/net/eth0/queues/rx-* | wc -l")?;
     ensure!(pairs.trim() == processors.to_string(), "the guest has {pairs} queue pairs");
     guest.power_off()
@@ -155,9 +134,10 @@ fn lease(guest: &mut Guest) -> Result<String> {
     Ok(gateway.to_owned())
 }
 
-/// The guest fetches bytes from a server on the host and finds them whole.
-fn from_guest_to_the_host(guest: &mut Guest, gateway: &str) -> Result<()> {
-    let server = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+/// The guest fetches bytes from a server that listens at `place` of the host, which the guest calls
+/// `host`, and finds them whole.
+fn from_guest_to_the_host(guest: &mut Guest, host: &str, place: IpAddr) -> Result<()> {
+    let server = TcpListener::bind((place, 0))?;
     let port = server.local_addr()?.port();
     let sender = thread::spawn(move || -> Result<()> {
         let (mut client, _) = server.accept()?;
@@ -171,25 +151,17 @@ fn from_guest_to_the_host(guest: &mut Guest, gateway: &str) -> Result<()> {
         client.write_all(header.as_bytes())?;
         Ok(client.write_all(&content())?)
     });
-    let fetch = format!("wget -q -O /run/bytes http://{gateway}:{port}/");
+    let fetch = format!("wget -q -O /run/bytes http://{host}:{port}/");
     let got = guest.run(&format!("{fetch} && sha256sum < /run/bytes | cut -c -64"))?;
     sender.join().ok().context("the server panicked")??;
     ensure!(got.contains(&digest()?), "the guest fetched other bytes: {got}");
     Ok(())
 }
 
-/// Connections that the guest begins, several at once, with every byte checked.
-fn carries_much(guest: &mut Guest, address: &str, bytes: u64) -> Result<()> {
-    bulk::install(guest)?;
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    bulk::sends(guest, address, &listener, bytes)?;
-    bulk::receives(guest, address, &listener, bytes)
-}
-
 /// The host fetches from a server in the guest what the guest has got.
-fn from_host_into_guest(guest: &mut Guest, place: (Ipv4Addr, u16)) -> Result<()> {
-    guest.run("httpd -p 22 -h /run")?;
-    let mut client = TcpStream::connect(place)?;
+fn from_host_into_guest(guest: &mut Guest, address: IpAddr, port: u16) -> Result<()> {
+    guest.run("pidof httpd > /dev/null || httpd -p 22 -h /run")?;
+    let mut client = TcpStream::connect((address, port))?;
     client.set_read_timeout(Some(PATIENCE))?;
     client.write_all(b"GET /bytes HTTP/1.0\r\n\r\n")?;
     let mut answer = Vec::new();
@@ -240,29 +212,6 @@ fn is_running(name: &str, process: u32) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-const TAP: &str = "nvvhost";
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 2);
-
-/// A tap with two queues and an address; dropping it takes it away.
-struct Tap;
-
-impl Tap {
-    fn add() -> Result<Self> {
-        tool::run("ip", ["tuntap", "add", TAP, "mode", "tap", "multi_queue"])?;
-        let tap = Self;
-        tool::run("ip", ["address", "add", &format!("{HOST}/24"), "dev", TAP])?;
-        tool::run("ip", ["link", "set", TAP, "up"])?;
-        Ok(tap)
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        let _ = tool::run("ip", ["link", "delete", TAP]);
-    }
 }
 
 /// A passt that listens at a socket; dropping it kills it.

@@ -5,12 +5,15 @@
 pub mod archive;
 pub mod benchmark;
 pub mod cache;
+pub mod datagram;
 pub mod diagnosis;
 pub mod emulated_host;
 pub mod events;
 pub mod guest;
 pub mod kernel;
 pub mod mended_emulator;
+pub mod name_server;
+pub mod namespace;
 pub mod nixos_guest;
 pub mod packages;
 pub mod pattern;

@@ -1,7 +1,7 @@
 //! What does a frame look like when it has left the host? A wire that ends in a network of its own,
 //! and on which every frame is looked at: the interface at the host's end can nothing, so that the
 //! host's kernel cuts large frames and completes checksums as it would for a real card.
-#![expect(unsafe_code, reason = "interfaces are opened and networks are left by system calls")]
+#![expect(unsafe_code, reason = "interfaces are opened by system calls")]
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,10 +10,11 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
+use crate::namespace::in_own_network;
 use crate::tool;
 
 /// The largest frame: such an interface takes none that is longer than its MTU says.
@@ -86,20 +87,6 @@ impl Drop for Wire {
         // The threads notice, or end with this process.
         let _ = ip(&["link", "delete", self.name]);
     }
-}
-
-/// Runs `act` on a thread that is in a network of its own, and ends.
-fn in_own_network<T: Send + 'static>(
-    act: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let thread: JoinHandle<Result<T>> = thread::spawn(move || {
-        // SAFETY: it changes nothing but the calling thread's network.
-        match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
-            0 => act(),
-            _ => Err(io::Error::last_os_error()).context("no network of its own"),
-        }
-    });
-    thread.join().map_err(|_| anyhow!("the thread of the far end panicked"))?
 }
 
 /// Opens a new tap that takes no checksum and no segment unfinished.

@@ -7,16 +7,21 @@
 //! Of TCP:
 //! - `send ADDRESS PORT BYTES` sends so much of a pattern;
 //! - `receive ADDRESS PORT BYTES` expects it.
+//!
+//! Of UDP:
+//! - `answer PORT` sends back what comes, from its end to its beginning;
+//! - `ask ADDRESS PORT TEXT` sends that until something comes back, and prints it.
 
 use std::env;
 use std::fmt::Display;
-use std::io;
-use std::net::{IpAddr, Shutdown, TcpStream};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, ExitCode};
 use std::str::FromStr;
 use std::thread;
 
+use tests::datagram::{self, Answerer};
 use tests::pattern;
 use tests::vsock::{self, Listener};
 
@@ -31,7 +36,9 @@ fn main() -> ExitCode {
                 .and_then(|mut stream| pattern::write(&mut stream, parsed(bytes)?)),
             ["receive", address, port, bytes] => tcp(address, port)
                 .and_then(|mut stream| pattern::check(&mut stream, parsed(bytes)?)),
-            _ => Err(io::Error::other("give serve, connect, send or receive, and what they take")),
+            ["answer", port] => answer(port),
+            ["ask", address, port, text] => ask(address, port, text),
+            _ => Err(io::Error::other("give serve, connect, send, receive, answer or ask")),
         };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,6 +75,19 @@ fn connect(cid: &str, port: &str) -> io::Result<()> {
 
 fn tcp(address: &str, port: &str) -> io::Result<TcpStream> {
     TcpStream::connect((parsed::<IpAddr>(address)?, parsed(port)?))
+}
+
+fn answer(port: &str) -> io::Result<()> {
+    let place = (Ipv6Addr::UNSPECIFIED, parsed(port)?).into();
+    let _answerer = Answerer::start(place, datagram::reversed)?;
+    loop {
+        thread::park();
+    }
+}
+
+fn ask(address: &str, port: &str, text: &str) -> io::Result<()> {
+    let place = (parsed::<IpAddr>(address)?, parsed(port)?).into();
+    io::stdout().write_all(&datagram::ask(place, text.as_bytes())?)
 }
 
 fn parsed<T: FromStr<Err: Display>>(text: &str) -> io::Result<T> {

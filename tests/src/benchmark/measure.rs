@@ -325,6 +325,7 @@ impl Host<'_> {
             .arg(vmm.program(&self.plan.programs))
             .args(vmm.arguments(machine))
             .env_clear()
+            .envs(vmm.environment(machine))
             .stdin(input)
             .stdout(console)
             .stderr(output("errors")?)

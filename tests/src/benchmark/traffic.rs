@@ -1,5 +1,6 @@
 //! What goes over a network that is measured? One connection, on which the guest asks for so many
-//! bytes to be taken and so many to be sent, and the host's end does it.
+//! bytes to be taken and so many to be sent, and the host's end does it. And messages to the
+//! service manager, each in a connection of its own.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
@@ -11,6 +12,14 @@ pub const PORT: u16 = 5001;
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
 /// The guest's address on the tap.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
+
+/// How many messages the guest sends to the service manager after the first one.
+pub const MESSAGES: u64 = 50;
+
+/// One of them.
+pub fn message(number: u64) -> String {
+    format!("STATUS=Message {number}.\n")
+}
 
 /// Bytes of one read or write.
 const CHUNK: usize = 128 << 10;

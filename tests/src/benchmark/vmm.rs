@@ -118,6 +118,9 @@ const FURTHER_DEVICES: [&str; 12] = [
     "exit",
 ];
 
+/// Where a service manager listens, in the root of the VMMs.
+pub const SERVICE_MANAGER: &str = "/tmp/notify";
+
 /// The guest's context id.
 const CID: u32 = 42;
 
@@ -157,6 +160,17 @@ impl Vmm {
             Self::QemuQ35 => link != Link::UnixVsock,
             _ => false,
         }
+    }
+
+    /// Whether it passes on to the service manager what its guest says over `link`.
+    pub fn relays(self, link: Link) -> bool {
+        self == Self::Nixvmm && link.measure() == Link::Vsock.measure()
+    }
+
+    /// Variables of its environment.
+    pub fn environment(self, machine: &Machine<'_>) -> Option<(&'static str, &'static str)> {
+        let relays = machine.link.is_some_and(|link| self.relays(link));
+        relays.then_some(("NOTIFY_SOCKET", SERVICE_MANAGER))
     }
 
     /// Its program.

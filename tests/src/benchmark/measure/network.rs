@@ -1,5 +1,6 @@
 //! How fast are taps and sockets? The guest's end asks a server in the host for bytes both ways and
-//! for round trips, over each kind of link, and tells how long it took by its own clock.
+//! for round trips, over each kind of link, and tells how long it took by its own clock. Over vsock
+//! it also sends messages to the service manager, where the VMM relays them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,11 +12,12 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Host, MARKS, Machine, Reached, Stage};
+use super::{Host, MARKS, Machine, PATIENCE_WITH_LINK, Reached, Stage};
 use crate::benchmark::Figures;
 use crate::benchmark::trace::{self, Event, Mark};
 use crate::benchmark::traffic::{self, HOST, PORT};
-use crate::benchmark::vmm::{GATE, Link, TAP, Vmm};
+use crate::benchmark::vmm::{GATE, Link, SERVICE_MANAGER, TAP, Vmm};
+use crate::service_manager::ServiceManager;
 use crate::tool;
 use crate::vsock;
 
@@ -86,6 +88,7 @@ impl Host<'_> {
             return Ok(());
         }
         let machine = Machine { link: Some(link), ..self.bzimage(link.measure()) };
+        let manager = self.service_manager()?;
         let run = self.run(vmm, &machine, &[MARKS])?;
         let marks: Vec<Mark> = run.events.iter().filter_map(trace::mark).collect();
         let loads = marks.iter().filter(|mark| mark.stage == Reached::Load as u64);
@@ -96,14 +99,31 @@ impl Host<'_> {
             let (what, unit, value) = match mark.first >> 32 {
                 1 => ("guest sends", "MiB/s", count / 1024.0 / seconds),
                 2 => ("guest receives", "MiB/s", count / 1024.0 / seconds),
+                4 => ("relayed message", "ms", seconds * 1000.0 / count),
                 _ => ("round trips", "1/s", count / seconds),
             };
             figures.add(&format!("{}, {what}", link.name()), vmm, unit, vec![value]);
             rows += 1;
         }
         let failed = marks.iter().find(|mark| mark.stage == Reached::Failed as u64);
-        ensure!(rows == 3, "{rows} of 3 loads came to an end; the guest's own error: {failed:?}");
+        let loads = loads_over(vmm, link);
+        ensure!(
+            rows == loads,
+            "{rows} of {loads} loads came to an end; the guest's own error: {failed:?}"
+        );
+        if vmm.relays(link) {
+            for number in 0..=traffic::MESSAGES {
+                manager.wait_for(&traffic::message(number), PATIENCE_WITH_LINK)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Who listens where those that relay messages send them.
+    fn service_manager(&self) -> Result<ServiceManager> {
+        let path = self.stage.path(Path::new(SERVICE_MANAGER))?;
+        let _ = fs::remove_file(&path);
+        ServiceManager::new(path.parent().context("a socket is in a folder")?)
     }
 
     /// What the host's kernel sees of each load over `link`, if `vmm` has it.
@@ -113,6 +133,7 @@ impl Host<'_> {
         }
         let machine = Machine { link: Some(link), ..self.bzimage(link.measure()) };
         let requests = SEEN_OF_LOADS.map(|trigger| (MARKS.0, Some(trigger)));
+        let _manager = self.service_manager()?;
         let run = self.run(vmm, &machine, &requests)?;
         let mut seen: Option<BTreeMap<String, f64>> = None;
         let mut rows = 0;
@@ -132,9 +153,15 @@ impl Host<'_> {
                 }
             }
         }
-        ensure!(rows == 3, "{rows} of 3 loads came to an end");
+        let loads = loads_over(vmm, link);
+        ensure!(rows == loads, "{rows} of {loads} loads came to an end");
         Ok(())
     }
+}
+
+/// How many loads there are: bytes both ways, round trips, and messages where somebody takes them.
+fn loads_over(vmm: Vmm, link: Link) -> usize {
+    if vmm.relays(link) { 4 } else { 3 }
 }
 
 /// Adds what was seen of the load that `mark` ends: of each MiB or of each round trip.
@@ -143,6 +170,7 @@ fn add_seen(link: Link, vmm: Vmm, mark: Mark, seen: BTreeMap<String, f64>, figur
     let (what, count) = match mark.first >> 32 {
         1 => ("per MiB sent", count / 1024.0),
         2 => ("per MiB received", count / 1024.0),
+        4 => ("per relayed message", count),
         _ => ("per round trip", count),
     };
     let parts: BTreeMap<_, _> = seen.into_iter().map(|(kind, seen)| (kind, seen / count)).collect();

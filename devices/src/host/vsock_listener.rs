@@ -42,6 +42,9 @@ impl VsockListener {
 
     /// The next connection and the context id that it comes from; `None` when nobody waits.
     ///
+    /// Not to be asked before poll(2) tells that somebody waits: where nobody does, Linux lets even
+    /// a socket that does not block sleep until its next tick, which is up to 10 ms.
+    ///
     /// The stream is a vsock's, not a unix socket's: reading and writing are the same.
     pub fn accept(&self) -> io::Result<Option<(UnixStream, u32)>> {
         let mut address = any_address();

@@ -47,26 +47,32 @@ pub(crate) enum GuestMessages {
 }
 
 impl GuestMessages {
+    /// The next message's connection; an event tells when there may be one.
     fn next(&self) -> Option<UnixStream> {
         match self {
             Self::Device(visitors) => {
                 visitors.arrived().take();
                 visitors.next()
             }
-            Self::Host { listener, cid } => loop {
-                match listener.accept() {
-                    Ok(Some((stream, from))) if from == *cid => return Some(stream),
-                    Ok(Some((_, from))) => {
-                        log::debug!("context id {from} is not our guest's: its message is dropped");
-                    }
-                    Ok(None) => return None,
-                    Err(error) => {
-                        log::warn!("the guest's messages cannot be taken: {error}");
-                        return None;
-                    }
+            Self::Host { listener, cid } => match listener.accept() {
+                Ok(Some((stream, from))) if from == *cid => Some(stream),
+                Ok(Some((_, from))) => {
+                    log::debug!("context id {from} is not our guest's: its message is dropped");
+                    None
+                }
+                Ok(None) => None,
+                Err(error) => {
+                    log::warn!("the guest's messages cannot be taken: {error}");
+                    None
                 }
             },
         }
+    }
+
+    /// Whether the next one is asked for before another event tells of it. The host's kernel goes
+    /// on telling as long as connections wait, and makes who asks for one that is not there wait.
+    fn may_be_asked_again(&self) -> bool {
+        matches!(self, Self::Device(_))
     }
 }
 
@@ -116,21 +122,28 @@ impl Relay {
 
     fn admit(&mut self, watch: &mut Watch<'_, '_>) {
         while let Some(stream) = self.source.next() {
-            let mut incoming = Incoming { stream, bytes: Vec::new() };
-            // Mostly everything is there already.
-            if self.read(&mut incoming) {
-                continue;
+            self.begin(stream, watch);
+            if !self.source.may_be_asked_again() {
+                return;
             }
-            if self.messages.len() >= MESSAGES_MAX
-                && let Some((_, oldest)) = self.messages.pop_first()
-            {
-                let _ = watch.remove(&oldest.stream);
-            }
-            let token = self.next_token;
-            self.next_token = token.checked_add(1).unwrap_or(SOURCE + 1);
-            if watch.add(&incoming.stream, token, EventSet::IN).is_ok() {
-                self.messages.insert(token, incoming);
-            }
+        }
+    }
+
+    fn begin(&mut self, stream: UnixStream, watch: &mut Watch<'_, '_>) {
+        let mut incoming = Incoming { stream, bytes: Vec::new() };
+        // Everything may be there already.
+        if self.read(&mut incoming) {
+            return;
+        }
+        if self.messages.len() >= MESSAGES_MAX
+            && let Some((_, oldest)) = self.messages.pop_first()
+        {
+            let _ = watch.remove(&oldest.stream);
+        }
+        let token = self.next_token;
+        self.next_token = token.checked_add(1).unwrap_or(SOURCE + 1);
+        if watch.add(&incoming.stream, token, EventSet::IN).is_ok() {
+            self.messages.insert(token, incoming);
         }
     }
 

@@ -104,9 +104,22 @@ pub(crate) fn receives(
     listener: &TcpListener,
     bytes: u64,
 ) -> Result<()> {
+    receives_in_pieces(guest, address, listener, bytes, 1)
+}
+
+/// The same in so many connections, one after the other, that bring a part each.
+pub(crate) fn receives_in_pieces(
+    guest: &mut Guest,
+    address: &str,
+    listener: &TcpListener,
+    bytes: u64,
+    pieces: u64,
+) -> Result<()> {
     let start = Instant::now();
-    let (port, sent) = serve(listener, 1, move |stream| Ok(pattern::write(stream, bytes)?))?;
-    guest.run(&format!("{STREAM_END} receive {address} {port} {bytes}"))?;
+    let piece = bytes / pieces;
+    let (port, sent) = serve(listener, pieces, move |stream| Ok(pattern::write(stream, piece)?))?;
+    let receive = format!("{STREAM_END} receive {address} {port} {piece}");
+    guest.run(&format!("for i in $(seq {pieces}); do {receive} || exit 1; done"))?;
     sent.join().map_err(|_| anyhow!("the sender panicked"))??;
     report(&format!("from {address} to the guest"), bytes, start);
     Ok(())

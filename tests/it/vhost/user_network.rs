@@ -16,7 +16,7 @@ use tests::testbed::Testbed;
 use super::{
     LOOPBACK, from_guest_to_the_host, from_host_into_guest, lease, path_with_passt, wait_for,
 };
-use crate::bulk::{self, STREAM_END};
+use crate::bulk::{self, MEBIBYTE, STREAM_END};
 use crate::interface::{Interface, ip};
 use crate::share::kill_children;
 
@@ -73,6 +73,9 @@ fn serves_here(testbed: &Testbed) -> Result<()> {
     if let Some(bytes) = bulk::wanted() {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         bulk::sends(&mut guest, &gateway, &listener, bytes)?;
+        // Longer connections into a slow guest are what passt can lose.
+        let pieces = bytes / MEBIBYTE;
+        bulk::receives_in_pieces(&mut guest, &gateway, &listener, bytes, pieces)?;
     }
     // The network outlives a guest's restart.
     guest.tell("reboot -f")?;

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[GuestTest] = &[
     ("machine::two_processors_and_exactly_2_gib", |testbed| has(testbed, 2, "2G", 2048)),
     ("machine::four_processors_and_3_gib_and_1_mib", |testbed| has(testbed, 4, "3073M", 3073)),
     ("machine::one_processor_and_5_gib", |testbed| has(testbed, 1, "5G", 5120)),
+    ("machine::sixty_four_processors_and_1_gib", |testbed| has(testbed, 64, "1G", 1024)),
     ("machine::huge_pages_that_are_shared_and_taken_first", huge_pages),
 ];
 

@@ -23,10 +23,12 @@ pub fn in_own_network<T: Send + 'static>(
 ) -> Result<T> {
     let thread: JoinHandle<Result<T>> = thread::spawn(move || {
         // SAFETY: it changes nothing but what the calling thread sees.
-        match unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } {
-            0 => act(),
-            _ => Err(io::Error::last_os_error()).context("no network of its own"),
+        if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } != 0 {
+            return Err(io::Error::last_os_error()).context("no network of its own");
         }
+        // Else what it mounts would be mounted for others as well.
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        act()
     });
     thread.join().map_err(|_| anyhow!("the thread with a network of its own panicked"))?
 }
@@ -42,7 +44,6 @@ pub fn resolve_names_at(server: IpAddr, folder: &Path) -> Result<()> {
     fs::write(folder.join("resolv.conf"), format!("nameserver {server}\n"))?;
     // A folder above the other hides a link as well as a file.
     let layers = CString::new(format!("lowerdir={}:/etc", folder.display()))?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount("overlay", "/etc", "overlay", MountFlags::RDONLY, layers.as_c_str())
         .context("/etc cannot have another resolv.conf")
 }

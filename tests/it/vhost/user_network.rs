@@ -74,7 +74,7 @@ fn serves_here(testbed: &Testbed) -> Result<()> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         bulk::sends(&mut guest, &gateway, &listener, bytes)?;
         // Longer connections into a slow guest are what passt can lose.
-        let pieces = bytes / MEBIBYTE;
+        let pieces = (bytes / MEBIBYTE).max(1);
         bulk::receives_in_pieces(&mut guest, &gateway, &listener, bytes, pieces)?;
     }
     // The network outlives a guest's restart.
